@@ -1,0 +1,129 @@
+"""Multi-head softmax attention (arXiv 1706.03762, section 3.2)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from lookupjax.attention.mixer import TokenMixer
+from lookupjax.errors import UserError
+from lookupjax.layers.mlp import linear
+from lookupjax.layers.norm import LayerNorm
+from lookupjax.layers.regularise import dropout
+
+QK_NORMS = ("none", "head", "full")
+
+
+def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n c"]:
+    """(b, n, d) -> (b, h, n, d / h); head i owns channels i * d/h .. (i + 1) * d/h - 1."""
+    b, n, d = x.shape
+    return x.reshape(b, n, num_heads, d // num_heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Float[Array, "b h n c"]) -> Float[Array, "b n d"]:
+    """The inverse of `split_heads`."""
+    b, h, n, c = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, n, h * c)
+
+
+def attention_scores(
+    q: Float[Array, "b h m c"], k: Float[Array, "b h n c"]
+) -> Float[Array, "b h m n"]:
+    """Q K^T / sqrt(c), accumulated and returned in float32."""
+    scores = jnp.einsum("bhmc,bhnc->bhmn", q, k, preferred_element_type=jnp.float32)
+    return scores / math.sqrt(q.shape[-1])
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    if dim % num_heads:
+        raise UserError(f"dim={dim} cannot be split into num_heads={num_heads} equal heads")
+
+
+class QKNorm(nnx.Module):
+    """LayerNorm of projected queries or keys (b, n, d), returned split into heads.
+
+    mode "full" normalises over all d channels before the split, "head" over each head's channels
+    (ViT-22B, arXiv 2302.05442), "none" only splits.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mode: str,
+        *,
+        eps: float = 1e-6,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if mode not in QK_NORMS:
+            raise UserError(f"qk_norm={mode!r} is unknown; choose one of {QK_NORMS}")
+        self.num_heads, self.mode = num_heads, mode
+        width = dim if mode == "full" else dim // num_heads
+        self.norm = None if mode == "none" else LayerNorm(width, eps=eps, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b h n c"]:
+        if self.mode == "full":
+            return split_heads(self.norm(x), self.num_heads)
+        x = split_heads(x, self.num_heads)
+        return self.norm(x) if self.mode == "head" else x
+
+
+class SoftmaxAttention(TokenMixer):
+    """out(softmax(q k^T / sqrt(c)) v) with separate q, k, v, out projections."""
+
+    supports_context = supports_mask = supports_causal = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        qk_norm: str = "none",
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_heads(dim, num_heads)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.q = linear(dim, dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.k = linear(dim, dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.v = linear(dim, dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.q_norm = QKNorm(dim, num_heads, qk_norm, eps=eps, dtype=dtype, rngs=rngs)
+        self.k_norm = QKNorm(dim, num_heads, qk_norm, eps=eps, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        context: Float[Array, "b n d"] | None = None,
+        *,
+        mask: Bool[Array, "#b #h m n"] | None = None,
+        grid: tuple[int, ...] | None = None,
+        causal: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b m d"]:
+        """Mixes x with itself, or with `context` when given; `mask` is True where attention is allowed."""
+        self.check_call(context, mask, grid, causal)
+        source = x if context is None else context
+        q = self.tap("q", self.q_norm(self.q(x)))
+        k = self.tap("k", self.k_norm(self.k(source)))
+        v = self.tap("v", split_heads(self.v(source), self.num_heads))
+        scores = self.tap("scores", attention_scores(q, k))
+        if causal:
+            order = jnp.tril(jnp.ones(scores.shape[-2:], bool), k=scores.shape[-1] - scores.shape[-2])
+            mask = order[None, None] if mask is None else mask & order[None, None]
+        if mask is not None:
+            scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        weights = self.tap("weights", jax.nn.softmax(scores, axis=-1))
+        weights = dropout(weights, self.dropout, rngs).astype(v.dtype)
+        mixed = merge_heads(jnp.einsum("bhmn,bhnc->bhmc", weights, v))
+        return self.tap("output", self.out(mixed))
+
+
+MIXER = SoftmaxAttention

@@ -1,0 +1,92 @@
+"""LookupViT fixtures: our NumPy definition's names (`block_0/gather/q/kernel`) into our modules."""
+
+import re
+
+import jax
+from flax import nnx
+
+from lookupjax.attention.lookup import REUSE, gather, infuse, infusion_weights
+from lookupjax.attention.mixer import record_taps
+from lookupjax.attention.softmax import attention_scores
+from lookupjax.interop.fixture import Fixture, fill, flat_params
+from lookupjax.layers.position import resize_grid
+from lookupjax.models.lookupvit import LookupViT
+from lookupjax.tasks.classification import Classification
+
+
+def reference_name(path: str) -> str:
+    """The reference's name of our parameter at `path`."""
+    path = re.sub(r"^blocks/(\d+)/", r"block_\1/", path)
+    path = path.replace("/cross/", "/")
+    return re.sub(r"_norm/norm/", "_norm/", path)  # the LayerNorm inside QKNorm
+
+
+def build(fixture: Fixture) -> LookupViT:
+    """The model a fixture's config describes, with the fixture's parameters."""
+    rename = {"heads": "num_heads", "classes": "num_classes"}
+    options = {rename.get(k, k): v for k, v in fixture.config.items() if k not in ("layout", "notes")}
+    model = nnx.eval_shape(lambda: LookupViT(**options, rngs=nnx.Rngs(0)))
+    return fill(model, lambda path, shape: fixture.params[reference_name(path)])
+
+
+def outputs(fixture: Fixture) -> dict[str, jax.Array]:
+    """Everything the fixture can expect, under its own keys."""
+    if "op" in fixture.config:
+        cases = fixture.config.get("cases")
+        return mhbc_op(fixture) if cases is None else resize_op(fixture)
+    model, x, label = build(fixture), fixture.inputs["x"], fixture.inputs["label"]
+    task = Classification(heads=LookupViT.loss_heads)
+    batch = {"image": x, "label": label}
+    out, taps = record_taps(model, x, names=("weights",))
+    compressed, lookup = model.tokenize(x, model.compressed)
+    compressed_last, lookup_last = model.features(x)
+    first = "shared" if model.shared is not None else "blocks/0/cross"
+    result = {
+        "out/compressed_embed": compressed,
+        "out/lookup_embed": lookup,
+        "out/attention_0": taps[f"{first}/gather/weights"],
+        "out/compressed_tokens": compressed_last,
+        "out/lookup_tokens": lookup_last,
+        "out/loss": task.loss(out, batch)[0],
+    } | {f"out/{name}": out[name] for name in ("logits", "logits_compressed", "logits_lookup")}
+    if fixture.wants("grad/"):
+        graphdef, params = nnx.split(model)
+
+        def loss(params: dict, x: jax.Array) -> jax.Array:
+            return task.loss(nnx.merge(graphdef, params)(x), batch)[0]
+
+        by_param, by_x = jax.grad(loss, argnums=(0, 1))(nnx.to_pure_dict(params), x)
+        named = {reference_name(path): g for path, g in flat_params(by_param).items()}
+        result |= {f"grad/{name}": g for name, g in (named | {"in/x": by_x}).items()}
+    return result
+
+
+def resize_op(fixture: Fixture) -> dict[str, jax.Array]:
+    """Only the token resize T, each case with and without antialias."""
+    return {
+        f"out/x{i}_antialias_{antialias}": resize_grid(
+            fixture.inputs[f"x{i}"], tuple(case["new"]), antialias=antialias
+        )
+        for i, case in enumerate(fixture.config["cases"])
+        for antialias in (True, False)
+    }
+
+
+def mhbc_op(fixture: Fixture) -> dict[str, jax.Array]:
+    """Only the cross-attention's arithmetic, with the vector-Jacobian product of both outputs."""
+    x = fixture.inputs
+    operands = tuple(x[name] for name in "qkvw")
+    scores = attention_scores(x["q"], x["k"])
+    result = {"out/row_logsumexp": jax.nn.logsumexp(scores, axis=-1)}
+    for reuse in REUSE:
+
+        def both(q, k, v, w, reuse=reuse):
+            scores = attention_scores(q, k)
+            weights = jax.nn.softmax(scores, axis=-1)
+            return gather(weights, v), infuse(infusion_weights(scores, weights, reuse), w)
+
+        (gathered, infused), vjp = jax.vjp(both, *operands)
+        result |= {f"out/{reuse}/gathered": gathered, f"out/{reuse}/infused": infused}
+        grads = vjp((x["cot_gathered"], x["cot_infused"]))
+        result |= {f"grad/{reuse}/{name}": g for name, g in zip("qkvw", grads)}
+    return result

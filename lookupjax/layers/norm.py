@@ -1,0 +1,71 @@
+"""Normalisation with float32 statistics and arithmetic, whatever the compute dtype.
+
+Flax's own layers mix dtypes implicitly (an error under strict promotion) and default to the one-pass
+variance E[x^2] - E[x]^2, which loses digits; these compute what the reference implementations do.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def _over_channels(v: Float[Array, "d"], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+    return lax.broadcast_in_dim(v, x.shape, (x.ndim - 1,))
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis; biased variance (arXiv 1607.06450)."""
+
+    def __init__(
+        self, dim: int, *, eps: float = 1e-6, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        normed = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        y = normed * _over_channels(self.scale[...], x) + _over_channels(self.bias[...], x)
+        return y.astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over every axis but the last (arXiv 1502.03167), with PyTorch's defaults.
+
+    `momentum` is the weight of the old statistics: PyTorch's momentum 0.1 is 0.9 here. As there, the
+    running variance is the unbiased one. Statistics are `nnx.BatchStat` variables.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.mean = nnx.BatchStat(jnp.zeros((dim,)))
+        self.var = nnx.BatchStat(jnp.ones((dim,)))
+        self.eps, self.momentum, self.dtype = eps, momentum, dtype
+
+    def __call__(self, x: Float[Array, "b *s d"], *, train: bool = False) -> Float[Array, "b *s d"]:
+        """Uses (and updates) batch statistics when `train`, else the running ones."""
+        x = x.astype(jnp.float32)
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean, var = x.mean(axes), x.var(axes)
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
+            self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+        gain = lax.rsqrt(var + self.eps) * self.scale[...]
+        y = (x - _over_channels(mean, x)) * _over_channels(gain, x) + _over_channels(self.bias[...], x)
+        return y.astype(self.dtype)

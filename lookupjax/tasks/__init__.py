@@ -1,0 +1,1 @@
+"""What is learned: a loss for training and per-example figures for evaluation."""

@@ -1,0 +1,77 @@
+"""Image classification with one or several heads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lookupjax.errors import UserError
+
+LOSSES = ("softmax", "sigmoid")
+
+
+def one_hot(label: Int[Array, "b"] | Float[Array, "b k"], classes: int) -> Float[Array, "b k"]:
+    """Class indices as distributions; soft labels (from mixing) pass through."""
+    if label.ndim == 2:
+        return label
+    return jax.nn.one_hot(label, classes)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Mean cross-entropy over the batch, averaged over `heads` (LookupViT: both, equal weights).
+
+    Args:
+      loss_kind: "softmax" cross-entropy, or "sigmoid": binary cross-entropy summed over classes.
+      label_smoothing: share of the target spread evenly over all classes.
+      heads: names of the model outputs that are trained.
+
+    A model output "aux_loss" (a scalar, such as a balance loss) is added as it is.
+    """
+
+    loss_kind: str = "softmax"
+    label_smoothing: float = 0.0
+    heads: tuple[str, ...] = ("logits",)
+
+    def __post_init__(self):
+        if self.loss_kind not in LOSSES:
+            raise UserError(f"loss={self.loss_kind!r} is unknown; choose one of {LOSSES}")
+
+    def per_example(
+        self, logits: Float[Array, "b k"], target: Float[Array, "b k"]
+    ) -> Float[Array, "b"]:
+        logits = logits.astype(jnp.float32)
+        if self.label_smoothing:
+            target = optax.smooth_labels(target, self.label_smoothing)
+        if self.loss_kind == "sigmoid":
+            return optax.sigmoid_binary_cross_entropy(logits, target).sum(-1)
+        return optax.softmax_cross_entropy(logits, target)
+
+    def loss(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Scalar loss and the figures logged beside it."""
+        target = one_hot(batch["label"], outputs["logits"].shape[-1])
+        losses = {head: self.per_example(outputs[head], target).mean() for head in self.heads}
+        total = sum(losses.values()) / len(losses) + outputs.get("aux_loss", 0.0)
+        correct = outputs["logits"].argmax(-1) == target.argmax(-1)
+        figures = {"accuracy": correct.astype(jnp.float32).mean()}
+        if len(losses) > 1:
+            figures |= {f"loss_{head.removeprefix('logits_')}": v for head, v in losses.items()}
+        return total, figures
+
+    def evaluate(
+        self, outputs: Mapping[str, Array], batch: Mapping[str, Array]
+    ) -> dict[str, Float[Array, "b"]]:
+        """Per-example figures; the evaluator averages them over real (unmasked) examples."""
+        target = one_hot(batch["label"], outputs["logits"].shape[-1])
+        top = jax.lax.top_k(outputs["logits"], min(5, target.shape[-1]))[1]
+        hit = top == target.argmax(-1)[:, None]
+        return {
+            "accuracy": hit[:, 0].astype(jnp.float32),
+            "top5": hit.any(-1).astype(jnp.float32),
+            "nll": optax.softmax_cross_entropy(outputs["logits"], target),
+        }

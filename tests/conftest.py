@@ -1,0 +1,28 @@
+"""The whole suite runs on 8 fake CPU devices, with shapes checked and implicit promotion forbidden."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parent.parent
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(tempfile.gettempdir()) / "lookupjax-test-cache")
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+hook = install_import_hook("lookupjax", "beartype.beartype")
+hook.__enter__()  # stays for the whole session: every lookupjax module imported from now on is checked
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
