@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from lookupjax.errors import UserError, nearest
+from lookupjax.paths import map_named
 
 
 class Params(Mapping[str, np.ndarray]):
@@ -97,17 +98,10 @@ def fill(module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarr
     graphdef, state = nnx.split(module)
     pure = nnx.to_pure_dict(state)
 
-    def assign(keys: tuple, leaf: jax.Array) -> jax.Array:
-        path = "/".join(str(k.key) for k in keys)
+    def assign(path: str, leaf: jax.Array) -> jax.Array:
         value = np.asarray(value_of(path, leaf.shape))
         if value.shape != leaf.shape:
             raise UserError(f"{path} has shape {leaf.shape} here, but {value.shape} in the reference")
         return jnp.asarray(value, leaf.dtype)
 
-    return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(assign, pure))
-
-
-def flat_params(tree: dict) -> dict[str, jax.Array]:
-    """{path: leaf} of a pure parameter tree, paths as in `fill`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(k.key) for k in keys): leaf for keys, leaf in leaves}
+    return nnx.merge(graphdef, map_named(assign, pure))

@@ -8,9 +8,10 @@ from flax import nnx
 from lookupjax.attention.lookup import REUSE, gather, infuse, infusion_weights
 from lookupjax.attention.mixer import record_taps
 from lookupjax.attention.softmax import attention_scores
-from lookupjax.interop.fixture import Fixture, fill, flat_params
+from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.layers.position import resize_grid
 from lookupjax.models.lookupvit import LookupViT
+from lookupjax.paths import named_leaves
 from lookupjax.tasks.classification import Classification
 
 
@@ -56,7 +57,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
             return task.loss(nnx.merge(graphdef, params)(x), batch)[0]
 
         by_param, by_x = jax.grad(loss, argnums=(0, 1))(nnx.to_pure_dict(params), x)
-        named = {reference_name(path): g for path, g in flat_params(by_param).items()}
+        named = {reference_name(path): g for path, g in named_leaves(by_param).items()}
         result |= {f"grad/{name}": g for name, g in (named | {"in/x": by_x}).items()}
     return result
 
