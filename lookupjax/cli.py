@@ -1,4 +1,4 @@
-"""What every entry point shares: errors as one sentence, and reading shapes from the command line."""
+"""What every entry point shares: errors as one sentence and exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -17,23 +17,3 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(status or 0)
-
-
-def parse_grid(text: str) -> tuple[int, ...]:
-    """"3x3" -> (3, 3).
-
-    Raises:
-      UserError: for anything else.
-    """
-    try:
-        grid = tuple(int(n) for n in text.lower().split("x"))
-    except ValueError:
-        grid = ()
-    if not grid or any(n < 1 for n in grid):
-        raise UserError(f"{text!r} is not a grid; write the lengths with an x, such as 3x3 or 8x5x5")
-    return grid
-
-
-def format_grid(grid: tuple[int, ...]) -> str:
-    """(3, 3) -> "3x3"."""
-    return "x".join(map(str, grid))

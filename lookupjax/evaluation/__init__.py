@@ -1,0 +1,1 @@
+"""Evaluators: figures of a trained model on a dataset, counted per example."""

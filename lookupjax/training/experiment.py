@@ -1,0 +1,137 @@
+"""From a resolved config to the objects of a run: model, task, optimizer, mesh, abstract state."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lookupjax.data.sources import dataset_info
+from lookupjax.errors import UserError
+from lookupjax.evaluation.classification import Call, Evaluator
+from lookupjax.layers.rngs import Keys
+from lookupjax.models import create_model, model_options
+from lookupjax.tasks.classification import Classification
+from lookupjax.training import optimizer, sharding, state
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Fills what follows from the dataset: the number of classes and channels of the model.
+
+    Raises:
+      UserError: when no model is named, or a number makes no sense.
+    """
+    if not config.model.get("name"):
+        raise UserError("config.model.name is not set; `python -m lookupjax.models` lists the models")
+    for key in ("batch_size", "eval_batch_size", "steps", "accumulate", "log_every"):
+        if config[key] < 1:
+            raise UserError(f"config.{key}={config[key]} must be at least 1")
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype={config.dtype!r} is unknown; choose one of {tuple(DTYPES)}")
+    known = model_options(config.model.name)
+    if config.grids and "compressed" not in known:
+        raise UserError(f"config.grids is set, but {config.model.name} has no compressed tokens; set it to ()")
+    info = dataset_info(config.data.name, config.data.dir)
+    config = config.copy_and_resolve_references()
+    with config.model.unlocked():
+        if "num_classes" not in config.model:
+            config.model.num_classes = info.num_classes
+        if "channels" in known and "channels" not in config.model:
+            config.model.channels = config.data.channels
+    return config
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of a run. Everything is derived from the config; nothing large is created."""
+
+    config: ConfigDict
+    mesh: Mesh
+
+    def make_model(self, rngs: nnx.Rngs | None = None) -> nnx.Module:
+        options = self.config.model.to_dict()
+        name = options.pop("name")
+        return create_model(name, rngs=rngs, dtype=DTYPES[self.config.dtype], **options)
+
+    @cached_property
+    def abstract_model(self) -> nnx.Module:
+        return nnx.eval_shape(lambda: self.make_model(Keys(0)))
+
+    @cached_property
+    def task(self) -> Classification:
+        task = self.config.task
+        return Classification(task.loss, task.label_smoothing, self.abstract_model.loss_heads)
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        config = self.config
+        return optimizer.make_schedule(config.schedule, config.optimizer.learning_rate, config.steps)
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        _, params, _ = state.split_model(self.abstract_model)
+        trainable, _ = state.partition(params, self.config.frozen)
+        return optimizer.make_optimizer(self.config.optimizer, self.schedule, trainable)
+
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        return state.split_model(self.abstract_model)[0]
+
+    def init(self) -> state.TrainState:
+        """The state at step 0 (pure; see `create_state`)."""
+        config = self.config
+        return state.init_state(
+            self.make_model, config.seed, self.optimizer, config.frozen, config.ema > 0
+        )
+
+    @cached_property
+    def abstract_state(self) -> state.TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        abstract = jax.eval_shape(self.init)
+        shardings = sharding.tree_shardings(abstract, self.mesh)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        )
+
+    @property
+    def state_shardings(self) -> state.TrainState:
+        return jax.tree.map(lambda x: x.sharding, self.abstract_state)
+
+    def create_state(self) -> state.TrainState:
+        """The state at step 0, created shard by shard."""
+        return jax.jit(self.init, out_shardings=self.state_shardings)()
+
+    def evaluator(self, split: str, calls: list[Call]) -> Evaluator:
+        config = self.config
+        return Evaluator(
+            self.graphdef,
+            self.task,
+            self.mesh,
+            config.data,
+            split=split,
+            batch_size=config.eval_batch_size,
+            calls=calls,
+        )
+
+    def calls(self) -> list[Call]:
+        """The variants of the model's call that training draws from, one program each."""
+        grids = [tuple(grid) for grid in self.config.grids]
+        for grid in grids:
+            self.abstract_model.check_grid(grid)
+        return [(("compressed", grid),) for grid in grids] or [()]
+
+
+def evaluation_params(model_part: dict[str, Any]) -> Any:
+    """The parameters to evaluate: the moving average where there is one."""
+    params, ema = model_part["params"], model_part["ema"]
+    if ema is None:
+        return params
+    return jax.tree.map(lambda e, p: p if e is None else e, ema, params, is_leaf=lambda x: x is None)
+

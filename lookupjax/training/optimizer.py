@@ -1,0 +1,113 @@
+"""Learning-rate schedules and the gradient transformation, from config."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from lookupjax.errors import UserError, nearest
+from lookupjax.paths import check_patterns, map_named, named_leaves
+
+SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
+OPTIMIZERS = ("adamw", "sgd")
+
+
+def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak` over `warmup_steps`, then:
+
+    "cosine": peak to `end` x peak at `steps`. "linear": the same along a line. "constant": peak.
+    "rsqrt": peak sqrt(timescale / (timescale + t)), then linearly to 0 over the last `cooldown_steps`
+    (arXiv 2106.04560, section 3.3).
+
+    Raises:
+      UserError: for an unknown name or a warm-up longer than the training.
+    """
+    name, warmup = config.name, config.warmup_steps
+    if name not in SCHEDULES:
+        raise UserError(f"schedule.name={name!r} is unknown{nearest(name, SCHEDULES)}: {SCHEDULES}")
+    if warmup >= steps:
+        raise UserError(f"schedule.warmup_steps={warmup} must be smaller than steps={steps}")
+
+    def schedule(step: jax.Array) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((t - warmup) / (steps - warmup), 0.0, 1.0)
+        if name == "cosine":
+            rate = config.end + (1.0 - config.end) * 0.5 * (1.0 + jnp.cos(math.pi * done))
+        elif name == "linear":
+            rate = config.end + (1.0 - config.end) * (1.0 - done)
+        elif name == "rsqrt":
+            since = jnp.maximum(t - warmup, 0.0)
+            rate = jnp.sqrt(config.timescale / (config.timescale + since))
+            rate *= jnp.clip((steps - t) / max(config.cooldown_steps, 1), 0.0, 1.0)
+        else:
+            rate = jnp.ones_like(t)
+        return peak * rate * jnp.minimum(1.0, t / max(warmup, 1))
+
+    return schedule
+
+
+def multipliers(params: Any, rules: tuple[tuple[str, float], ...], purpose: str) -> Any:
+    """The tree of factors: that of the first rule (pattern, factor) that matches, else 0."""
+    check_patterns([pattern for pattern, _ in rules], named_leaves(params), purpose)
+
+    def factor(name: str, _: Any) -> float:
+        return next((value for pattern, value in rules if re.search(pattern, name)), 0.0)
+
+    return map_named(factor, params)
+
+
+def layer_rates(params: Any, decay: float) -> Any:
+    """Layer-wise learning-rate factors decay^(L - l): embeddings are layer 0, heads layer L (BEiT)."""
+    blocks = [int(m[1]) for name in named_leaves(params) if (m := re.match(r"blocks/(\d+)/", name))]
+    last = max(blocks, default=-1) + 2
+
+    def factor(name: str, _: Any) -> float:
+        if m := re.match(r"blocks/(\d+)/", name):
+            return decay ** (last - 1 - int(m[1]))
+        embedding = re.match(r"(embed|pos|cls|registers)", name)
+        return decay**last if embedding else 1.0
+
+    return map_named(factor, params)
+
+
+def _scale(factors: Any) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+
+
+def make_optimizer(
+    config: ConfigDict, schedule: Callable[[jax.Array], jax.Array], params: Any
+) -> optax.GradientTransformation:
+    """clip -> Adam or momentum -> decoupled weight decay -> layer decay -> -learning rate.
+
+    Args:
+      config: the `optimizer` part of the config; `decay` lists (pattern, factor of weight_decay).
+      params: the (abstract) trainable parameters, for their names.
+
+    Raises:
+      UserError: for an unknown optimizer, or a pattern that matches nothing.
+    """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"optimizer.name={config.name!r} is unknown; choose one of {OPTIMIZERS}")
+    parts = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.name == "adamw":
+        parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    else:
+        parts.append(optax.trace(decay=config.momentum))
+    if config.weight_decay:
+        factors = multipliers(params, config.decay, "optimizer.decay")
+        rate = config.weight_decay
+        decay = optax.stateless(
+            lambda updates, p: jax.tree.map(lambda u, w, f: u + rate * f * w, updates, p, factors)
+        )
+        parts.append(decay)
+    if config.layer_decay != 1.0:
+        parts.append(_scale(layer_rates(params, config.layer_decay)))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)

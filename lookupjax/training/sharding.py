@@ -1,0 +1,93 @@
+"""Where arrays live: a mesh (data, fsdp, model) and a table of parameter patterns.
+
+Models know nothing of this. `data` replicates parameters, `fsdp` splits each over its largest divisible
+axis, `model` splits attention and MLP kernels by the rules below. Batches are split over data and fsdp.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from lookupjax.errors import UserError
+from lookupjax.paths import map_named
+
+AXES = ("data", "fsdp", "model")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# (pattern, axis that "model" splits). Column-parallel into heads or hidden units, row-parallel back.
+TENSOR_RULES = (
+    (r"(^|/)(q|k|v|qkv|kv)/kernel$", -1),
+    (r"(^|/)(q|k|v|qkv|kv)/bias$", -1),
+    (r"(^|/)(attn|gather|infuse)/(out|proj)/kernel$", -2),
+    (r"(^|/)fc1/kernel$", -1),
+    (r"(^|/)fc1/bias$", -1),
+    (r"(^|/)fc2/kernel$", -2),
+)
+SMALL = 2048  # arrays of fewer elements are not worth splitting over fsdp
+
+
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of config {data, fsdp, model}; one of them may be -1 for "all remaining devices".
+
+    Raises:
+      UserError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [int(config[axis]) for axis in AXES]
+    free = [i for i, n in enumerate(sizes) if n == -1]
+    fixed = math.prod(n for n in sizes if n != -1)
+    if len(free) > 1 or any(n < 1 and n != -1 for n in sizes):
+        raise UserError(f"mesh {dict(config)}: sizes are positive and at most one may be -1 (the rest)")
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes) != len(devices):
+        shape = "x".join(map(str, sizes))
+        raise UserError(
+            f"mesh data x fsdp x model = {shape} does not use exactly the {len(devices)} devices here; "
+            "set one of config.mesh.data/fsdp/model to -1 to take the rest"
+        )
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """How the array `name` is split: tensor rule first, then fsdp over the largest axis that divides."""
+    axes: list[str | None] = [None] * len(shape)
+    tensor, fsdp = mesh.shape["model"], mesh.shape["fsdp"]
+    if tensor > 1:
+        for pattern, axis in TENSOR_RULES:
+            if re.search(pattern, name) and -axis <= len(shape) and shape[axis] % tensor == 0:
+                axes[axis] = "model"
+                break
+    if fsdp > 1 and math.prod(shape) >= SMALL:
+        sizes = [n if axes[i] is None and n % fsdp == 0 else 0 for i, n in enumerate(shape)]
+        if max(sizes) > 0:
+            axes[sizes.index(max(sizes))] = "fsdp"
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
+
+
+def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
+    """The tree of NamedShardings of a state (optimizer moments carry their parameter's name)."""
+    return map_named(lambda n, x: NamedSharding(mesh, partition_spec(n, x.shape, mesh)), abstract)
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's part of a batch."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, what: str, parts: int = 1) -> None:
+    """Raises UserError unless every device of every microbatch gets the same number of examples."""
+    split = mesh.shape["data"] * mesh.shape["fsdp"] * parts
+    if batch_size % split:
+        raise UserError(
+            f"{what}={batch_size} cannot be split evenly over {split} "
+            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
+            + (f" x accumulate {parts}" if parts > 1 else "")
+            + f"); use a multiple of {split}"
+        )

@@ -1,0 +1,104 @@
+"""A run's work directory: config.json, metrics.jsonl, tensorboard/, checkpoints/, results.json, report/."""
+
+import errno
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from lookupjax.config import differences, from_json, to_json
+from lookupjax.errors import UserError
+from lookupjax.training.checkpoint import Checkpoints
+from lookupjax.training.experiment import Experiment, evaluation_params
+from lookupjax.training.sharding import make_mesh
+from lookupjax.training.state import merge_model
+
+DISK = {
+    errno.ENOSPC: "there is no space left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a file of that name is in the way",
+}
+
+
+@contextmanager
+def disk_errors(path: Path):
+    """Turns an operating system's refusal to write below `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        why = DISK.get(error.errno, error.strerror or str(error))
+        raise UserError(f"cannot write to {path}: {why}; choose another --workdir or mend this one") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes atomically: a killed process leaves the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
+    """Makes the directory and stores the config, or checks that it holds the same one.
+
+    Raises:
+      UserError: when it holds a different config and `override` is not set, or cannot be written.
+    """
+    path = workdir / "config.json"
+    with disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        changes = differences(read_config(workdir), config) if path.exists() else []
+        if changes and not override:
+            raise UserError(
+                f"{workdir} belongs to a run with another config:\n  "
+                + "\n  ".join(changes)
+                + "\nuse another --workdir, the old settings, or --override to go on with the new ones"
+            )
+        if jax.process_index() == 0:
+            write_text(path, to_json(config))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config a run was started with.
+
+    Raises:
+      UserError: when this is no work directory.
+    """
+    path = workdir / "config.json"
+    try:
+        return from_json(path.read_text())
+    except OSError:
+        raise UserError(f"{workdir} is not a work directory: it has no readable config.json") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def load_trained(workdir: Path) -> tuple[Experiment, dict]:
+    """(experiment, its newest "model" checkpoint item), on all local devices.
+
+    Raises:
+      UserError: when there is no checkpoint that this model can read.
+    """
+    config = read_config(workdir)
+    mesh = make_mesh(ConfigDict(dict(data=-1, fsdp=1, model=1)))
+    experiment = Experiment(config, mesh)
+    directory = workdir / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet; train first: python -m lookupjax.train --workdir={workdir}")
+    with Checkpoints(directory) as checkpoints:
+        part = checkpoints.restore_model(experiment.abstract_state.model_part())
+    if part is None:
+        raise UserError(f"{directory} holds no complete checkpoint; let the training reach its first save")
+    return experiment, part
+
+
+def load_model(workdir: Path):
+    """(experiment, the trained model), with the moving average as its parameters where there is one."""
+    experiment, part = load_trained(workdir)
+    return experiment, merge_model(experiment.graphdef, evaluation_params(part), part["stats"])
