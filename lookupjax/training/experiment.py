@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from lookupjax.data.sources import dataset_info
 from lookupjax.errors import UserError
 from lookupjax.evaluation.classification import Call, Evaluator
+from lookupjax.grids import format_grid
+from lookupjax.layers.embed import token_grid
 from lookupjax.layers.rngs import Keys
 from lookupjax.models import create_model, model_options
 from lookupjax.tasks.classification import Classification
@@ -122,10 +124,20 @@ class Experiment:
 
     def calls(self) -> list[Call]:
         """The variants of the model's call that training draws from, one program each."""
-        grids = [tuple(grid) for grid in self.config.grids]
-        for grid in grids:
-            self.abstract_model.check_grid(grid)
-        return [(("compressed", grid),) for grid in grids] or [()]
+        return [(("compressed", tuple(grid)),) for grid in self.config.grids] or [()]
+
+
+def check_compressed(experiment: Experiment, grid: tuple[int, ...], size: tuple[int, ...]) -> None:
+    """Raises UserError unless the model can be asked for `grid` at inputs of `size` pixels."""
+    model, name = experiment.abstract_model, experiment.config.model.name
+    if not hasattr(model, "check_grid"):
+        raise UserError(f"{name} has no compressed tokens, so no grid can be chosen for it")
+    lookup = token_grid(size, model.patch)
+    if any(m > n for m, n in zip(model.check_grid(grid), lookup)):
+        raise UserError(
+            f"the compressed grid {format_grid(grid)} is larger than the {format_grid(lookup)} lookup grid "
+            f"of {name} at this input size; use at most {format_grid(lookup)}"
+        )
 
 
 def evaluation_params(model_part: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from lookupjax.errors import UserError
 from lookupjax.evaluation.classification import Call, call_name, flatten_results
 from lookupjax.training import sharding
 from lookupjax.training.checkpoint import Checkpoints
-from lookupjax.training.experiment import Experiment, evaluation_params
+from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
 from lookupjax.training.metrics import MetricWriter
 from lookupjax.training.progress import Reporter
 from lookupjax.training.state import TrainState
@@ -121,6 +121,9 @@ def compile_steps(
         out_shardings=(experiment.state_shardings, None),
     )
     calls = experiment.calls()
+    for call in calls:
+        for _, grid in call:
+            check_compressed(experiment, grid, batch["image"].shape[1:-1])
 
     def compiled(call: Call) -> Any:
         start = time.perf_counter()

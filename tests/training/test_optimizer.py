@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lookupjax.config import default_config
+from lookupjax.errors import UserError
+from lookupjax.training.optimizer import layer_rates, make_optimizer, make_schedule, multipliers
+
+
+def schedule(name="cosine", steps=100, **changes):
+    config = default_config().schedule
+    config.update(dict(name=name, warmup_steps=10, **changes))
+    return make_schedule(config, 0.4, steps)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "rsqrt", "constant"])
+def test_schedules_warm_up_linearly_from_zero(name):
+    rate = schedule(name)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.0, 0.2, 0.4], rtol=1e-6, atol=1e-6)
+
+
+def test_schedules_against_their_formulas():
+    steps = np.arange(10, 101)
+    done = (steps - 10) / 90
+    cosine = jax.vmap(schedule())(jnp.asarray(steps))
+    np.testing.assert_allclose(cosine, 0.2 * (1 + np.cos(np.pi * done)), atol=1e-6)
+    linear = jax.vmap(schedule("linear", end=0.25))(jnp.asarray(steps))
+    np.testing.assert_allclose(linear, 0.4 * (0.25 + 0.75 * (1 - done)), atol=1e-6)
+    rsqrt = jax.vmap(schedule("rsqrt", timescale=30, cooldown_steps=20))(jnp.asarray(steps))
+    expected = 0.4 * np.sqrt(30 / (30 + steps - 10)) * np.clip((100 - steps) / 20, 0, 1)
+    np.testing.assert_allclose(rsqrt, expected, atol=1e-6)
+
+
+def test_bad_schedules():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        schedule("cosin")
+    with pytest.raises(UserError, match="must be smaller than steps=5"):
+        schedule(steps=5)
+
+
+PARAMS = {
+    "embed": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones((3,))},
+    "blocks": {0: {"fc": {"kernel": jnp.ones((3, 3))}}, 1: {"fc": {"kernel": jnp.ones((3, 3))}}},
+    "head": {"kernel": jnp.ones((3, 2))},
+}
+
+
+def test_decay_takes_the_first_rule_that_matches():
+    factors = multipliers(PARAMS, (("^head/", 0.5), ("kernel$", 1.0)), "decay")
+    assert factors["head"]["kernel"] == 0.5 and factors["embed"] == {"kernel": 1.0, "bias": 0.0}
+    with pytest.raises(UserError, match="decay: 'kernl' matches no parameter"):
+        multipliers(PARAMS, (("kernl", 1.0),), "decay")
+
+
+def test_layer_rates_fall_towards_the_input():
+    rates = layer_rates(PARAMS, 0.5)
+    assert rates["head"]["kernel"] == 1.0
+    assert [rates["blocks"][i]["fc"]["kernel"] for i in (1, 0)] == [0.5, 0.25]
+    assert rates["embed"]["kernel"] == 0.125
+
+
+def test_adamw_equals_optax():
+    config = default_config().optimizer
+    config.update(dict(weight_decay=0.1, clip_norm=0.0))
+    ours = make_optimizer(config, lambda _: 1e-2, PARAMS)
+    mask = jax.tree_util.tree_map_with_path(lambda k, _: k[-1].key == "kernel", PARAMS)
+    theirs = optax.adamw(1e-2, weight_decay=0.1, mask=mask)
+    grads = jax.tree.map(lambda p: 0.3 * p, PARAMS)
+    results = []
+    for optimizer in (ours, theirs):
+        params, state = PARAMS, optimizer.init(PARAMS)
+        for _ in range(3):
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        results.append(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
+
+
+def test_sgd_clips_the_global_norm():
+    config = default_config().optimizer
+    config.update(dict(name="sgd", momentum=0.0, clip_norm=1.0))
+    optimizer = make_optimizer(config, lambda _: 1.0, PARAMS)
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    assert optax.global_norm(updates) == pytest.approx(1.0, rel=1e-6)
