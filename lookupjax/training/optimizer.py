@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule
     if warmup >= steps:
         raise UserError(f"schedule.warmup_steps={warmup} must be smaller than steps={steps}")
 
-    def schedule(step: jax.Array) -> jax.Array:
+    def schedule(step: jax.Array | int) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
         done = jnp.clip((t - warmup) / (steps - warmup), 0.0, 1.0)
         if name == "cosine":
@@ -46,7 +45,7 @@ def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule
             rate *= jnp.clip((steps - t) / max(config.cooldown_steps, 1), 0.0, 1.0)
         else:
             rate = jnp.ones_like(t)
-        return peak * rate * jnp.minimum(1.0, t / max(warmup, 1))
+        return peak * rate * (jnp.minimum(1.0, t / warmup) if warmup else 1.0)
 
     return schedule
 
@@ -80,7 +79,7 @@ def _scale(factors: Any) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    config: ConfigDict, schedule: Callable[[jax.Array], jax.Array], params: Any
+    config: ConfigDict, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
     """clip -> Adam or momentum -> decoupled weight decay -> layer decay -> -learning rate.
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Int
 
 from lookupjax.layers.rngs import Keys
 from lookupjax.paths import check_patterns, map_named, named_leaves
@@ -24,7 +23,7 @@ class TrainState:
     `ema` is an exponential moving average of the trainable parameters, or None.
     """
 
-    step: Int[Array, ""]
+    step: Tree  # int32 scalar
     params: Tree
     stats: Tree
     opt_state: Tree

@@ -49,7 +49,8 @@ def make_train_step(
         else:
             grads, metrics, stats = _accumulate(grad_fn, trainable, state.stats, batch, key, accumulate)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         average = state.ema
         if average is not None:

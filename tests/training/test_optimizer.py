@@ -72,7 +72,8 @@ def test_adamw_equals_optax():
     for optimizer in (ours, theirs):
         params, state = PARAMS, optimizer.init(PARAMS)
         for _ in range(3):
-            updates, state = optimizer.update(grads, state, params)
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
         results.append(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
