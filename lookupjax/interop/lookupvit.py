@@ -25,7 +25,8 @@ def reference_name(path: str) -> str:
 def build(fixture: Fixture) -> LookupViT:
     """The model a fixture's config describes, with the fixture's parameters."""
     rename = {"heads": "num_heads", "classes": "num_classes"}
-    options = {rename.get(k, k): v for k, v in fixture.config.items() if k not in ("layout", "notes")}
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in fixture.config.items()}
+    options = {rename.get(k, k): v for k, v in config.items() if k not in ("layout", "notes")}
     model = nnx.eval_shape(lambda: LookupViT(**options, rngs=nnx.Rngs(0)))
     return fill(model, lambda path, shape: fixture.params[reference_name(path)])
 

@@ -1,0 +1,44 @@
+"""The rooms of the house: lower ones never import upper ones."""
+
+import ast
+from pathlib import Path
+
+import lookupjax
+
+PACKAGE = Path(lookupjax.__file__).parent
+# What each room may import beside itself and the small modules below all rooms.
+MAY_IMPORT = {
+    "layers": set(),
+    "attention": {"layers"},
+    "models": {"layers", "attention", "analysis"},  # models/__main__ prints what analysis counts
+    "tasks": {"layers", "attention", "models"},
+    "data": set(),
+    "training": {"layers", "attention", "models", "tasks", "data", "evaluation"},
+    "evaluation": {"layers", "attention", "models", "tasks", "data", "training"},
+    "interop": {"layers", "attention", "models", "tasks"},
+    "analysis": {"layers", "attention", "models"},
+}
+BASE = {"errors", "paths", "grids", "cli", "config"}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("lookupjax.")}
+    return rooms
+
+
+def test_imports_go_downwards():
+    wrong = []
+    for room, allowed in MAY_IMPORT.items():
+        for path in (PACKAGE / room).rglob("*.py"):
+            for other in imported_rooms(path) - allowed - BASE - {room}:
+                if (PACKAGE / other).exists() or (PACKAGE / f"{other}.py").exists():
+                    wrong.append(f"{path.relative_to(PACKAGE)} imports {other}")
+    assert not wrong
+    assert {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"} == set(MAY_IMPORT)
