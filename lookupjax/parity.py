@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        return not self.problem and self.relative <= TOLERANCE
+        return not self.problem and bool(self.relative <= TOLERANCE)
 
 
 def families() -> list[str]:

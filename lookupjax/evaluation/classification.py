@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lookupjax.data.loader import eval_batches
+from lookupjax.data.loader import EvalBatches
 from lookupjax.grids import format_grid
 from lookupjax.training.sharding import check_batch_size, global_batch
 from lookupjax.training.state import merge_model
@@ -43,7 +43,7 @@ class Evaluator:
     ):
         check_batch_size(batch_size, mesh, "config.eval_batch_size")
         self.calls, self.mesh = tuple(calls), mesh
-        self.batches = eval_batches(
+        self.batches = EvalBatches(
             data,
             split,
             batch_size,

@@ -98,7 +98,7 @@ def fill(module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarr
     graphdef, state = nnx.split(module)
     pure = nnx.to_pure_dict(state)
 
-    def assign(path: str, leaf: jax.Array) -> jax.Array:
+    def assign(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
         value = np.asarray(value_of(path, leaf.shape))
         if value.shape != leaf.shape:
             raise UserError(f"{path} has shape {leaf.shape} here, but {value.shape} in the reference")
