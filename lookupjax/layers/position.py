@@ -75,9 +75,9 @@ def resize_grid(
     return y.astype(x.dtype)
 
 
-def position_table(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
-    """A learned table of the given shape (*grid, d), drawn from N(0, 0.02)."""
-    return nnx.Param(0.02 * nnx.initializers.normal(1.0)(rngs.params(), shape))
+def position_table(shape: tuple[int, ...], rngs: nnx.Rngs, std: float = 0.02) -> nnx.Param:
+    """A learned table of the given shape (*grid, d), drawn from N(0, std)."""
+    return nnx.Param(nnx.initializers.normal(std)(rngs.params(), shape))
 
 
 def flatten_grid(x: Float[Array, "b ..."]) -> Float[Array, "b n d"]:

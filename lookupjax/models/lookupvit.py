@@ -137,6 +137,7 @@ class LookupViT(nnx.Module):
       pos: "shared" resizes the lookup table for the compressed tokens, "separate" learns one of its own
         on `pos_compressed_grid` (default: `compressed`).
       antialias: of T; position tables of their own are always resized with antialias.
+      pos_init: standard deviation of the initial position tables; patches of few pixels need more.
       attention, attention_options: mixer of the compressed self-attention.
       dtype: compute dtype; parameters, softmax, norms' statistics and resizing stay float32.
       remat, scan: see `run_blocks`.
@@ -168,6 +169,7 @@ class LookupViT(nnx.Module):
         gelu: str = "tanh",
         pool: str = "norm_mean",
         eps: float = 1e-6,
+        pos_init: float = 0.02,
         attention: str = "softmax",
         attention_options: dict | None = None,
         dropout: float = 0.0,
@@ -189,9 +191,9 @@ class LookupViT(nnx.Module):
             pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj, reuse=reuse, eps=eps
         )
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
-        self.pos_lookup = position_table((*self.pos_grid, dim), rngs)
+        self.pos_lookup = position_table((*self.pos_grid, dim), rngs, pos_init)
         own_grid = self.check_grid(pos_compressed_grid or compressed)
-        self.pos_compressed = position_table((*own_grid, dim), rngs) if pos == "separate" else None
+        self.pos_compressed = position_table((*own_grid, dim), rngs, pos_init) if pos == "separate" else None
         self.shared = Cross(dim, num_heads, **cross, dtype=dtype, rngs=rngs) if share_cross else None
         self.blocks = nnx.List(
             LookupBlock(

@@ -109,6 +109,7 @@ class ViT(nnx.Module):
       registers: extra learned tokens after the class token (arXiv 2309.16588).
       representation_size: width of a tanh pre-logits layer, None for none.
       pos_resize: "linear", "cubic" (timm) or "zoom" (Google's fine-tuning).
+      pos_init: standard deviation of the initial position tables; patches of few pixels need more.
       attention, attention_options: token mixer and its own options.
       dtype: compute dtype; parameters, softmax, norms' statistics and resizing stay float32.
       remat, scan: see `run_blocks`.
@@ -136,6 +137,7 @@ class ViT(nnx.Module):
         representation_size: int | None = None,
         layer_scale: float | None = None,
         pos_resize: str = "linear",
+        pos_init: float = 0.02,
         attention: str = "softmax",
         attention_options: dict | None = None,
         dropout: float = 0.0,
@@ -153,9 +155,9 @@ class ViT(nnx.Module):
         self.pos_resize, self.dropout, self.drop_path = pos_resize, dropout, drop_path
         self.remat, self.scan, self.dtype = remat, scan, dtype
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
-        self.pos = position_table((*self.pos_grid, dim), rngs)
+        self.pos = position_table((*self.pos_grid, dim), rngs, pos_init)
         self.cls = nnx.Param(jnp.zeros((dim,))) if head == "token" else None
-        self.cls_pos = position_table((dim,), rngs) if head == "token" and pos_token else None
+        self.cls_pos = position_table((dim,), rngs, pos_init) if head == "token" and pos_token else None
         self.registers = position_table((registers, dim), rngs) if registers else None
         self.blocks = nnx.List(
             Block(
