@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from lookupjax import cli
 from lookupjax.config import apply_changes, load_config
 from lookupjax.errors import UserError
+from lookupjax.report import report_workdir
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.loop import Interrupted, train
 from lookupjax.training.sharding import make_mesh
@@ -67,10 +68,7 @@ def main(argv: list[str]) -> int:
         print(interrupt)
         return EXIT_INTERRUPTED
     if config.report and jax.process_index() == 0:
-        from lookupjax.report import write_run_report
-
-        with disk_errors(args.workdir):
-            print(f"report: {write_run_report(args.workdir, list(changes))}")
+        print(f"report: {report_workdir(args.workdir)}")
     return 0
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from lookupjax.errors import UserError, nearest
 from lookupjax.layers.rngs import Keys
 
-SUPPORT = {"stack"}  # modules of this room that hold no model
+SUPPORT = {"stack", "__main__"}  # modules of this room that hold no model
 
 
 def _modules() -> list[str]:

@@ -1,0 +1,1 @@
+"""Looking at models: parameters and multiply-accumulates, throughput, attention, pictures, reports."""
