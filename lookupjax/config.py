@@ -107,7 +107,11 @@ def _read_file(path_and_argument: str) -> ConfigDict:
 
 def _merge(config: ConfigDict, changes: Any, prefix: str) -> None:
     for key, value in changes.items():
-        if isinstance(value, (dict, ConfigDict)) and isinstance(config.get(key), ConfigDict) and key not in FREE:
+        if (
+            isinstance(value, (dict, ConfigDict))
+            and isinstance(config.get(key), ConfigDict)
+            and key not in FREE
+        ):
             _merge(config[key], value, f"{prefix}{key}.")
         else:
             set_key(config, f"{key}", value, prefix)
@@ -127,7 +131,9 @@ def set_key(config: ConfigDict, key: str, value: Any, prefix: str = "") -> None:
             known = [f"{place}{k}" for k in node] if isinstance(node, ConfigDict) else []
             if not known:
                 raise UserError(f"config.{place.rstrip('.')} is a value, not a group: it has no key {part!r}")
-            raise UserError(f"there is no config.{place}{part}{nearest(place + part, known)}; there are {known}")
+            raise UserError(
+                f"there is no config.{place}{part}{nearest(place + part, known)}; there are {known}"
+            )
         if part is not last:
             node, place = node[part], f"{place}{part}."
     try:

@@ -4,7 +4,7 @@ from lookupjax.errors import UserError
 
 
 def parse_grid(text: str) -> tuple[int, ...]:
-    """"3x3" -> (3, 3).
+    """ "3x3" -> (3, 3).
 
     Raises:
       UserError: for anything else.

@@ -67,7 +67,9 @@ def main(argv: list[str]) -> int:
     if args.attention_map and images:
         shapes = {image.shape for image in images.values()}
         if len(shapes) > 1:
-            raise UserError("--attention_map shows images of one size; add a resize to config.data.eval_transforms")
+            raise UserError(
+                "--attention_map shows images of one size; add a resize to config.data.eval_transforms"
+            )
         batch = np.stack(list(images.values()))
         maps = np.asarray(footprints(model, jnp.asarray(batch), **call))
         layout = (grid or model.compressed) if hasattr(model, "compressed") else (1, 1)

@@ -34,7 +34,9 @@ def disk_errors(path: Path):
         yield
     except OSError as error:
         why = DISK.get(error.errno, error.strerror or str(error))
-        raise UserError(f"cannot write to {path}: {why}; choose another --workdir or mend this one") from error
+        raise UserError(
+            f"cannot write to {path}: {why}; choose another --workdir or mend this one"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -90,7 +92,9 @@ def load_trained(workdir: Path) -> tuple[Experiment, dict]:
     experiment = Experiment(config, mesh)
     directory = workdir / "checkpoints"
     if not directory.is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet; train first: python -m lookupjax.train --workdir={workdir}")
+        raise UserError(
+            f"{workdir} has no checkpoint yet; train first: python -m lookupjax.train --workdir={workdir}"
+        )
     with Checkpoints(directory) as checkpoints:
         part = checkpoints.restore_model(experiment.abstract_state.model_part())
     if part is None:

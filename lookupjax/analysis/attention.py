@@ -31,4 +31,3 @@ def footprints(
         rows = weights[:, :1] if prefix else weights.mean(1, keepdims=True)
         weights = rows[..., prefix:]
     return jnp.reshape(weights, (*weights.shape[:2], *token_grid(images.shape[1:-1], model.patch)))
-

@@ -16,7 +16,9 @@ def count_params(model: nnx.Module) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def model_call(model: nnx.Module, size: tuple[int, ...], channels: int, **call: Any) -> tuple[Callable, tuple]:
+def model_call(
+    model: nnx.Module, size: tuple[int, ...], channels: int, **call: Any
+) -> tuple[Callable, tuple]:
     """(function, abstract arguments) of the model's "logits" for one input of `size` pixels."""
     graphdef, state = nnx.split(model)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))

@@ -36,7 +36,9 @@ def learning_curves(histories: dict[str, list[dict]], path: Path) -> None:
         for style, key in zip(styles, reversed(keys)):
             points = [(r["step"], r[key]) for r in rows if key in r]
             grid = key.removeprefix("eval").removesuffix("/accuracy").strip("/")
-            accuracies.plot(*zip(*points), color=colour, ls=style, marker="o", ms=4, label=f"{name} {grid}".strip())
+            accuracies.plot(
+                *zip(*points), color=colour, ls=style, marker="o", ms=4, label=f"{name} {grid}".strip()
+            )
     losses.set_ylim(bottom=0)
     _tidy(losses, "step", "training loss")
     _tidy(accuracies, "step", "test accuracy")
@@ -87,7 +89,9 @@ def compressed_footprints(
     rows, columns = grid
     cell = max(0.62, 1.9 / rows)
     figure = Figure(figsize=(len(images) * (columns * cell + 0.4), rows * cell + 2.6))
-    for panel, image, title, image_maps in zip(figure.subfigures(1, len(images), squeeze=False)[0], images, titles, maps):
+    for panel, image, title, image_maps in zip(
+        figure.subfigures(1, len(images), squeeze=False)[0], images, titles, maps
+    ):
         top, bottom = panel.subfigures(2, 1, height_ratios=(1.9, rows * cell))
         axes = top.subplots()
         axes.imshow(_as_rgb(image), interpolation="nearest")

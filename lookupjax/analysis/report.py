@@ -43,11 +43,16 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
     """
     to.mkdir(parents=True, exist_ok=True)
     size = images.shape[1:-1]
-    macs = {run.contender(g): run.model.macs(size, *run.call(g).values()) for run in runs for g in run.evaluations}
+    macs = {
+        run.contender(g): run.model.macs(size, *run.call(g).values()) for run in runs for g in run.evaluations
+    }
     speeds = _speeds(runs, images)
     reference = runs[-1].contender(next(iter(runs[-1].evaluations)))
 
-    lines = ["| model | grid | test accuracy | million MACs | images/s | speed, relative |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | grid | test accuracy | million MACs | images/s | speed, relative |",
+        "|---|---|---|---|---|---|",
+    ]
     for run in runs:
         for grid, figures in run.evaluations.items():
             key = run.contender(grid)
@@ -68,8 +73,8 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
         "",
         *lines,
         "",
-        f"Speed: forward pass, batches of {min(BATCH, len(images))}, {device.device_kind or device.platform}, medians of interleaved rounds; "
-        f"relative to {reference}. On a shared machine only the ratios mean something.",
+        f"Speed: forward pass, batches of {min(BATCH, len(images))}, {device.device_kind}, medians of "
+        f"interleaved rounds; relative to {reference}. On a shared machine only the ratios mean something.",
         "",
         "![test accuracy against cost](accuracy_macs.png)",
         "",
@@ -88,8 +93,9 @@ def _speeds(runs: list[Run], images: np.ndarray) -> dict[str, float]:
     for run in runs:
         graphdef, state = nnx.split(run.model)
         for grid in run.evaluations:
+            call = run.call(grid)
 
-            def forward(state, x, graphdef=graphdef, call=run.call(grid)):
+            def forward(state, x, graphdef=graphdef, call=call):
                 return nnx.merge(graphdef, state)(x, **call)["logits"]
 
             program = jax.jit(forward).lower(state, batch).compile()
@@ -107,5 +113,10 @@ def _attention_pictures(run: Run, images: np.ndarray, labels: np.ndarray, to: Pa
         titles = [f"{label}, taken for {p}" for label, p in zip(labels, predicted)]
         name = f"attention_{grid}.png"
         plots.compressed_footprints(images, titles, np.asarray(maps), call["compressed"], to / name)
-        lines += [f"Where each of the {grid} compressed tokens looks (last block, mean over heads):", "", f"![{grid}]({name})", ""]
+        lines += [
+            f"Where each of the {grid} compressed tokens looks (last block, mean over heads):",
+            "",
+            f"![{grid}]({name})",
+            "",
+        ]
     return lines

@@ -26,9 +26,7 @@ from lookupjax.layers.norm import LayerNorm
 REUSE = ("transpose", "renorm", "softmax")
 
 
-def gather(
-    weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]
-) -> Float[Array, "b h m c"]:
+def gather(weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]) -> Float[Array, "b h m c"]:
     """Information gathering, A V, with A = softmax of the scores over the n lookup tokens."""
     return jnp.einsum("bhmn,bhnc->bhmc", weights.astype(v.dtype), v)
 
@@ -50,9 +48,7 @@ def infusion_weights(
     raise UserError(f"reuse={reuse!r} is unknown; choose one of {REUSE}")
 
 
-def infuse(
-    weights: Float[Array, "b h m n"], v: Float[Array, "b h m c"]
-) -> Float[Array, "b h n c"]:
+def infuse(weights: Float[Array, "b h m n"], v: Float[Array, "b h m c"]) -> Float[Array, "b h n c"]:
     """Global context infusion: W^T V', contracting over the compressed tokens without a transpose of W."""
     return jnp.einsum("bhmn,bhmc->bhnc", weights.astype(v.dtype), v)
 

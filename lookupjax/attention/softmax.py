@@ -29,9 +29,7 @@ def merge_heads(x: Float[Array, "b h n c"]) -> Float[Array, "b n d"]:
     return x.transpose(0, 2, 1, 3).reshape(b, n, h * c)
 
 
-def attention_scores(
-    q: Float[Array, "b h m c"], k: Float[Array, "b h n c"]
-) -> Float[Array, "b h m n"]:
+def attention_scores(q: Float[Array, "b h m c"], k: Float[Array, "b h n c"]) -> Float[Array, "b h m n"]:
     """Q K^T / sqrt(c), accumulated and returned in float32."""
     scores = jnp.einsum("bhmc,bhnc->bhmn", q, k, preferred_element_type=jnp.float32)
     return scores / math.sqrt(q.shape[-1])

@@ -63,8 +63,8 @@ def stack(examples: list[dict[str, Any]]) -> Batch:
     shapes = {example["image"].shape for example in examples}
     if len(shapes) > 1:
         raise UserError(
-            f"images of different sizes in one batch, such as {sorted(shapes)[:2]}; add a transform that gives "
-            'all the same size, such as {"name": "resize", "size": (224, 224)}'
+            f"images of different sizes in one batch, such as {sorted(shapes)[:2]}; add a transform, "
+            'such as {"name": "resize", "size": (224, 224)}'
         )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
@@ -84,7 +84,9 @@ def train_iterator(
 
     examples = grain.MapDataset.source(_decoded(config, config.train_split)).seed(seed)
     batches = examples.shuffle().repeat().random_map(augment).batch(local, batch_fn=stack)
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(2, config.prefetch // local))
+    options = grain.ReadOptions(
+        num_threads=config.threads, prefetch_buffer_size=max(2, config.prefetch // local)
+    )
     return iter(batches[process_index::process_count].to_iter_dataset(options))
 
 
@@ -118,7 +120,9 @@ class EvalBatches:
             yield from self.kept
             return
         dataset = grain.MapDataset.range(len(self)).map(self.batch)
-        for batch in dataset.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2)):
+        for batch in dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2)
+        ):
             if self.kept is not None:
                 self.kept.append(batch)
             yield batch
@@ -133,4 +137,3 @@ class EvalBatches:
             example["image"] = apply(self.transforms, example["image"])
         mask = np.asarray([i <= last for i in indices], np.float32)
         return stack(examples) | {"mask": mask}
-

@@ -59,7 +59,9 @@ def prepare(name: str, directory: str = "") -> tfds.core.DatasetBuilder:
         builder.download_and_prepare()
     except OSError as error:
         if not builder.is_prepared():  # else another process has just finished the same work
-            raise UserError(f"cannot write {name} to {data_dir(directory)}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write {name} to {data_dir(directory)}: {error.strerror or error}"
+            ) from error
     return builder
 
 
@@ -73,7 +75,9 @@ def _prepared(name: str, directory: str) -> tfds.core.DatasetBuilder:
             return builder
     elif (root / name).exists():
         return tfds.builder_from_directories(sorted((root / name).glob("*.*.*")))
-    known = sorted({*BUILDERS, *(p.name for p in root.glob("*") if p.is_dir())} if root.exists() else BUILDERS)
+    known = sorted(
+        {*BUILDERS, *(p.name for p in root.glob("*") if p.is_dir())} if root.exists() else BUILDERS
+    )
     if name not in BUILDERS:
         raise UserError(f"there is no dataset {name!r} in {root}{nearest(name, known)}; there are {known}")
     raise UserError(
@@ -105,4 +109,3 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
     if split.partition("[")[0] not in splits:
         raise UserError(f"{name} has no split {split!r}{nearest(split, splits)}; it has {splits}")
     return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-

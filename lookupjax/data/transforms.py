@@ -92,7 +92,12 @@ class Normalize:
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
-TRANSFORMS = {"resize": Resize, "random_flip": RandomFlip, "random_affine": RandomAffine, "normalize": Normalize}
+TRANSFORMS = {
+    "resize": Resize,
+    "random_flip": RandomFlip,
+    "random_affine": RandomAffine,
+    "normalize": Normalize,
+}
 RANDOM = (RandomFlip, RandomAffine)
 
 
@@ -107,11 +112,15 @@ def build_transforms(specs: Iterable[dict]) -> list[Callable]:
         arguments = dict(spec)
         name = arguments.pop("name", "")
         if name not in TRANSFORMS:
-            raise UserError(f"there is no transform {name!r}{nearest(name, TRANSFORMS)}; there are {list(TRANSFORMS)}")
+            raise UserError(
+                f"there is no transform {name!r}{nearest(name, TRANSFORMS)}; there are {list(TRANSFORMS)}"
+            )
         known = [field.name for field in dataclasses.fields(TRANSFORMS[name])]
         for argument in arguments:
             if argument not in known:
-                raise UserError(f"{name} has no argument {argument!r}{nearest(argument, known)}; it has {known}")
+                raise UserError(
+                    f"{name} has no argument {argument!r}{nearest(argument, known)}; it has {known}"
+                )
         try:
             transforms.append(TRANSFORMS[name](**arguments))
         except TypeError as error:

@@ -61,8 +61,6 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, dim, bias_init=bias_init, dtype=dtype, rngs=rngs)
         self.gelu, self.dropout = gelu, dropout
 
-    def __call__(
-        self, x: Float[Array, "b *s d"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b *s d"]:
+    def __call__(self, x: Float[Array, "b *s d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s d"]:
         hidden = dropout(gelu(self.gelu)(self.fc1(x)), self.dropout, rngs)
         return dropout(self.fc2(hidden), self.dropout, rngs)

@@ -18,9 +18,7 @@ def _over_channels(v: Float[Array, "d"], x: Float[Array, "*s d"]) -> Float[Array
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis; biased variance (arXiv 1607.06450)."""
 
-    def __init__(
-        self, dim: int, *, eps: float = 1e-6, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, dim: int, *, eps: float = 1e-6, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.scale = nnx.Param(jnp.ones((dim,)))
         self.bias = nnx.Param(jnp.zeros((dim,)))
         self.eps, self.dtype = eps, dtype

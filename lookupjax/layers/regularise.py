@@ -20,9 +20,7 @@ def dropout(x: Float[Array, "*s"], rate: float, rngs: nnx.Rngs | None) -> Float[
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def drop_path(
-    branch: Float[Array, "b *s"], rate: Rate, rngs: nnx.Rngs | None
-) -> Float[Array, "b *s"]:
+def drop_path(branch: Float[Array, "b *s"], rate: Rate, rngs: nnx.Rngs | None) -> Float[Array, "b *s"]:
     """Stochastic depth (arXiv 1603.09382): drops a residual branch per example.
 
     Kept branches are rescaled by 1 / (1 - rate). `rate` may be traced (a value scanned over layers).

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lookupjax.models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help='shell-style, such as "lookupvit_*"')
     parser.add_argument("--size", type=parse_grid, help="input HxW in pixels; default: each model's own")
-    parser.add_argument("--compressed", type=parse_grid, nargs="+", default=[], metavar="GRID", help="such as 3x3 5x5")
+    parser.add_argument(
+        "--compressed", type=parse_grid, nargs="+", default=[], metavar="GRID", help="such as 3x3 5x5"
+    )
     parser.add_argument("--head", help="head of the models that have a choice, such as gap")
     args = parser.parse_args(argv)
     names = list_models(args.pattern)
@@ -53,7 +55,9 @@ def main(argv: list[str]) -> None:
         for row in rows(name, args):
             line = (text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths)))
             print("  ".join(line), flush=True)
-    print("formula: matrix products of the paper's cost formula; traced: those in the program; XLA: its FLOPs / 2,")
+    print(
+        "formula: matrix products by the paper's cost formula; traced: those of the program; XLA: FLOPs / 2,"
+    )
     print("element-wise work included. Everything for one input, multiply-accumulates in units of 1e9.")
 
 

@@ -187,9 +187,7 @@ class LookupViT(nnx.Module):
         self.dim, self.num_heads, self.pool, self.antialias = dim, num_heads, pool, antialias
         self.dropout, self.drop_path, self.remat, self.scan = dropout, drop_path, remat, scan
         self.dtype = dtype
-        cross = dict(
-            pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj, reuse=reuse, eps=eps
-        )
+        cross = dict(pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj, reuse=reuse, eps=eps)
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
         self.pos_lookup = position_table((*self.pos_grid, dim), rngs, pos_init)
         own_grid = self.check_grid(pos_compressed_grid or compressed)

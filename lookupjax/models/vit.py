@@ -176,9 +176,7 @@ class ViT(nnx.Module):
             for _ in range(depth)
         )
         self.norm = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
-        self.pre_logits = (
-            nnx.Linear(dim, representation_size, rngs=rngs) if representation_size else None
-        )
+        self.pre_logits = nnx.Linear(dim, representation_size, rngs=rngs) if representation_size else None
         zeros = nnx.initializers.zeros
         self.head = nnx.Linear(representation_size or dim, num_classes, kernel_init=zeros, rngs=rngs)
 

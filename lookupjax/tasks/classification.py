@@ -40,9 +40,7 @@ class Classification:
         if self.loss_kind not in LOSSES:
             raise UserError(f"loss={self.loss_kind!r} is unknown; choose one of {LOSSES}")
 
-    def per_example(
-        self, logits: Float[Array, "b k"], target: Float[Array, "b k"]
-    ) -> Float[Array, "b"]:
+    def per_example(self, logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, "b"]:
         logits = logits.astype(jnp.float32)
         if self.label_smoothing:
             target = optax.smooth_labels(target, self.label_smoothing)
@@ -56,7 +54,7 @@ class Classification:
         """Scalar loss and the figures logged beside it."""
         target = one_hot(batch["label"], outputs["logits"].shape[-1])
         losses = {head: self.per_example(outputs[head], target).mean() for head in self.heads}
-        total = sum(losses.values()) / len(losses) + outputs.get("aux_loss", 0.0)
+        total = jnp.stack(list(losses.values())).mean() + outputs.get("aux_loss", 0.0)
         correct = outputs["logits"].argmax(-1) == target.argmax(-1)
         figures = {"accuracy": correct.astype(jnp.float32).mean()}
         if len(losses) > 1:

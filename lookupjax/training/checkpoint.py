@@ -114,7 +114,9 @@ class Checkpoints:
             try:
                 return step, self.manager.restore(step, args=args)
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-                log.warning("checkpoint %d cannot be used, trying the one before: %s", step, _first_line(error))
+                log.warning(
+                    "checkpoint %d cannot be used, trying the one before: %s", step, _first_line(error)
+                )
         if self.steps:
             raise UserError(
                 f"none of the checkpoints {self.steps} in {self.directory} can be read by this model "

@@ -39,7 +39,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.dtype={config.dtype!r} is unknown; choose one of {tuple(DTYPES)}")
     known = model_options(config.model.name)
     if config.grids and "compressed" not in known:
-        raise UserError(f"config.grids is set, but {config.model.name} has no compressed tokens; set it to ()")
+        raise UserError(
+            f"config.grids is set, but {config.model.name} has no compressed tokens; set it to ()"
+        )
     info = dataset_info(config.data.name, config.data.dir)
     config = config.copy_and_resolve_references()
     with config.model.unlocked():
@@ -89,9 +91,7 @@ class Experiment:
     def init(self) -> state.TrainState:
         """The state at step 0 (pure; see `create_state`)."""
         config = self.config
-        return state.init_state(
-            self.make_model, config.seed, self.optimizer, config.frozen, config.ema > 0
-        )
+        return state.init_state(self.make_model, config.seed, self.optimizer, config.frozen, config.ema > 0)
 
     @cached_property
     def abstract_state(self) -> state.TrainState:
@@ -146,4 +146,3 @@ def evaluation_params(model_part: dict[str, Any]) -> Any:
     if ema is None:
         return params
     return jax.tree.map(lambda e, p: p if e is None else e, ema, params, is_leaf=lambda x: x is None)
-

@@ -97,9 +97,7 @@ class PendingMetrics:
         return rows
 
 
-def compile_steps(
-    experiment: Experiment, batch: dict[str, jax.Array], reporter: Reporter
-) -> dict[Call, Any]:
+def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter: Reporter) -> dict[Call, Any]:
     """One compiled train step per call variant, all of them before the first step."""
     config = experiment.config
     step = make_train_step(
@@ -175,7 +173,11 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
 
         def last_good() -> str:
             steps = checkpoints.steps
-            return f"The last good checkpoint, step {steps[-1]}, is kept." if steps else "There is no checkpoint yet."
+            return (
+                f"The last good checkpoint, step {steps[-1]}, is kept."
+                if steps
+                else "There is no checkpoint yet."
+            )
 
         def save() -> None:
             with window.timed("step"):

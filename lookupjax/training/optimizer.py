@@ -78,9 +78,7 @@ def _scale(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
 
 
-def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, params: Any
-) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
     """clip -> Adam or momentum -> decoupled weight decay -> layer decay -> -learning rate.
 
     Args:

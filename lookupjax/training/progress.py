@@ -37,7 +37,11 @@ class Reporter:
 
     def log(self, step: int, rate: float, values: dict[str, float]) -> None:
         """`rate` in steps per second since the last log."""
-        shown = [f"{k.removeprefix('train/')} {values[k]:.4g}" for k in ("train/loss", "train/accuracy") if k in values]
+        shown = [
+            f"{k.removeprefix('train/')} {values[k]:.4g}"
+            for k in ("train/loss", "train/accuracy")
+            if k in values
+        ]
         note = f"{rate:.1f} step/s  " + "  ".join(shown)
         if self.bar is not None:
             self.bar.update(self.task, completed=step, note=note)

@@ -34,7 +34,9 @@ def test_a_mixer_keeps_shape_and_declares_what_it_cannot_do(name):
             mixer(X)
 
 
-@pytest.mark.parametrize("name", [n for n in list_mixers() if create_mixer(n, 24, 4, rngs=Keys(0)).supports_causal])
+@pytest.mark.parametrize(
+    "name", [n for n in list_mixers() if create_mixer(n, 24, 4, rngs=Keys(0)).supports_causal]
+)
 def test_causal_means_no_look_ahead(name):
     mixer = create_mixer(name, 24, 4, rngs=Keys(0))
     before = mixer(X, grid=(4, 4), causal=True)

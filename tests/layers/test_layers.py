@@ -22,13 +22,17 @@ def test_patch_embedding_is_a_strided_convolution(patch, size):
     spatial = "DHW"[-len(patch) :]
     layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     expected = jax.lax.conv_general_dilated(x, embed.kernel[...], patch, "VALID", dimension_numbers=layout)
-    np.testing.assert_allclose(embed(x), expected + jnp.arange(8.0).reshape((1,) * (x.ndim - 1) + (8,)), atol=1e-5)
+    np.testing.assert_allclose(
+        embed(x), expected + jnp.arange(8.0).reshape((1,) * (x.ndim - 1) + (8,)), atol=1e-5
+    )
     assert embed(x).shape[1:-1] == token_grid(size, patch)
 
 
 def test_layer_norm_equals_flax_and_keeps_digits_far_from_zero():
     x = jax.random.normal(jax.random.key(0), (4, 32))
-    np.testing.assert_allclose(LayerNorm(32, rngs=Keys(0))(x), nnx.LayerNorm(32, rngs=nnx.Rngs(0))(x), atol=1e-5)
+    np.testing.assert_allclose(
+        LayerNorm(32, rngs=Keys(0))(x), nnx.LayerNorm(32, rngs=nnx.Rngs(0))(x), atol=1e-5
+    )
     far = LayerNorm(32, rngs=Keys(0))(x + 1e3)
     np.testing.assert_allclose(far, LayerNorm(32, rngs=Keys(0))(x), atol=2e-3)
 
