@@ -145,7 +145,11 @@ def test_evaluate_repeats_the_training_figures(call, trained):
 
 @pytest.mark.parametrize(
     "grid, complaint",
-    [("5by5", "'5by5' is not a grid"), ("99x99", "larger than the 8x8 lookup grid"), ("3", "needs 2 positive lengths")],
+    [
+        ("5by5", "'5by5' is not a grid"),
+        ("99x99", "larger than the 8x8 lookup grid"),
+        ("3", "needs 2 positive lengths"),
+    ],
 )
 def test_bad_grids(call, trained, grid, complaint):
     done = call("evaluate", f"--workdir={trained}", f"--compressed={grid}")
@@ -206,7 +210,9 @@ def test_a_damaged_checkpoint_is_skipped(call, trained, tmp_path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = train(call, workdir)
     assert done.returncode == 0, done.stderr
-    assert f"checkpoint {newest} cannot be used" in done.stderr and f"resuming at step {previous}" in done.stderr
+    assert (
+        f"checkpoint {newest} cannot be used" in done.stderr and f"resuming at step {previous}" in done.stderr
+    )
     assert (workdir / "damaged_checkpoints" / str(newest)).is_dir()
     assert_same_run(trained, workdir)
 

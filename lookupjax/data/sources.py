@@ -7,7 +7,7 @@ Any other name is looked up among TFDS datasets already prepared (as ArrayRecord
 import importlib
 import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -18,6 +18,7 @@ BUILDERS = {"digits": "lookupjax.data.builders.digits:Digits"}
 EMBEDDED = ("digits",)  # made from what is installed, within a second
 
 
+@runtime_checkable
 class Source(Protocol):
     """What the loader reads from."""
 
