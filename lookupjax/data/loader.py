@@ -85,7 +85,7 @@ def train_iterator(
     examples = grain.MapDataset.source(_decoded(config, config.train_split)).seed(seed)
     batches = examples.shuffle().repeat().random_map(augment).batch(local, batch_fn=stack)
     options = grain.ReadOptions(
-        num_threads=config.threads, prefetch_buffer_size=max(2, config.prefetch // local)
+        num_threads=config.threads, prefetch_buffer_size=max(config.threads, config.prefetch // local)
     )
     return iter(batches[process_index::process_count].to_iter_dataset(options))
 
@@ -121,7 +121,7 @@ class EvalBatches:
             return
         dataset = grain.MapDataset.range(len(self)).map(self.batch)
         for batch in dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2)
+            grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
         ):
             if self.kept is not None:
                 self.kept.append(batch)

@@ -42,7 +42,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""
-        return sorted(self.manager.all_steps(read=True))
+        return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: TrainState, data: dict) -> None:
         """Starts writing; returns once the arrays are copied. A failure surfaces at the next call.
