@@ -73,9 +73,8 @@ def main() -> None:
         loop.append(loop_step(experiment))
     a, b = statistics.median(bare), statistics.median(loop)
     spread = [y / x for x, y in zip(bare, loop)]
-    print(
-        f"device {jax.devices()[0].device_kind}, {config.model.name}, batch {config.batch_size}, {args.rounds} rounds"
-    )
+    device = jax.devices()[0].device_kind
+    print(f"device {device}, {config.model.name}, batch {config.batch_size}, {args.rounds} rounds")
     print(f"bare step {1e3 * a:.2f} ms, in the loop {1e3 * b:.2f} ms, ratio of medians {b / a:.3f}")
     print("ratio per round " + " ".join(f"{r:.3f}" for r in spread))
 

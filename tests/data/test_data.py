@@ -130,9 +130,9 @@ def test_transforms():
 def test_user_errors(config, directory, tmp_path):
     with pytest.raises(UserError, match="did you mean 'normalize'"):
         build_transforms([dict(name="normalise")])
-    with pytest.raises(UserError, match="no argument 'degree' .did you mean 'degrees'"):
+    with pytest.raises(UserError, match=r"no argument 'degree' .did you mean 'degrees'"):
         build_transforms([dict(name="random_affine", degree=3)])
-    with pytest.raises(UserError, match="has no split 'tset' .did you mean 'test'"):
+    with pytest.raises(UserError, match=r"has no split 'tset' .did you mean 'test'"):
         open_source("digits", "tset", directory)
     with pytest.raises(UserError, match="there is no dataset 'imagnet'"):
         open_source("imagnet", "train", directory)
