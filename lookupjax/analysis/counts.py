@@ -78,8 +78,8 @@ def _equation_products(eqn: JaxprEqn) -> int:
         return max(inner)
     if kind == "while" and any(inner):
         raise UserError(
-            "cannot count matrix products inside a while loop of unknown length; use lax.scan or a "
-            "lax.fori_loop with constant bounds"
+            "cannot count matrix products inside a while loop of unknown length; use lax.scan, or "
+            "lax.fori_loop with constant bounds and reverse-mode support"
         )
     return sum(inner)
 
