@@ -1,1 +1,1 @@
-"""Looking at models: parameters and multiply-accumulates, throughput, attention, pictures, reports."""
+"""Looking at models from outside: counts of parameters and products, speed, attention maps, plots."""

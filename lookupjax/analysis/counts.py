@@ -1,62 +1,109 @@
-"""Parameters and multiply-accumulates (MACs) of a model, without memory for either."""
+"""Parameters and multiply-accumulates of a model, without memory for either.
+
+A program is traced on abstract parameters; its matrix products and convolutions are then counted in two
+ways that know nothing of each other: from the jaxpr (exact, products only) and by XLA's cost analysis.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from lookupjax.errors import UserError
 
 
 def count_params(model: nnx.Module) -> int:
-    """Values in the model's parameters (abstract models too)."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    """Trainable numbers of a model, which may be abstract (`nnx.eval_shape`)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def model_call(
-    model: nnx.Module, size: tuple[int, ...], channels: int, **call: Any
-) -> tuple[Callable, tuple]:
-    """(function, abstract arguments) of the model's "logits" for one input of `size` pixels."""
+def trace_model(
+    model: nnx.Module, input_size: tuple[int, ...], channels: int = 3, *, batch: int = 1, **call: Any
+) -> jax.stages.Traced:
+    """The traced evaluation call of a model, for `count_products` and `xla_flops`.
+
+    Args:
+      model: abstract or real; only the shapes of its parameters are used.
+      input_size: (height, width) or, for videos, (frames, height, width).
+      call: keyword arguments of the model's call, such as compressed=(5, 5).
+    """
     graphdef, state = nnx.split(model)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    inputs = jax.ShapeDtypeStruct((batch, *input_size, channels), jnp.float32)
 
-    def logits(state: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state, copy=True)(x, **call)["logits"]
+    def evaluate(state, inputs):
+        return nnx.merge(graphdef, state, copy=True)(inputs, **call)
 
-    return logits, (abstract, jax.ShapeDtypeStruct((1, *size, channels), jnp.float32))
-
-
-def count_products(fn: Callable, arguments: tuple) -> int:
-    """MACs of every matrix product and convolution in the traced program, attention included."""
-    return _walk(jax.make_jaxpr(fn)(*arguments).jaxpr)
+    return jax.jit(evaluate).trace(shapes, inputs)
 
 
-def _walk(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            lhs = equation.invars[0].aval.shape
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
-        elif name == "while":
-            raise UserError("MACs of a while loop are unknown: its number of rounds depends on the data")
-        elif name == "cond":
-            total += max(_walk(branch.jaxpr) for branch in params["branches"])
-        else:
-            inner = [p for p in params.values() if hasattr(p, "jaxpr") or hasattr(p, "eqns")]
-            rounds = params["length"] if name == "scan" else 1
-            total += rounds * sum(_walk(getattr(p, "jaxpr", p)) for p in inner[:1])
-    return total
+def count_products(traced: jax.stages.Traced) -> int:
+    """Multiply-accumulates of the matrix products and convolutions of `jax.jit(f).trace(...)`.
+
+    The body of a scan counts as often as it runs, of a conditional the dearest branch counts. Products
+    with the zeros of a convolution's padding are included.
+
+    Raises:
+      UserError: for products inside a while loop, whose length is not known before it runs.
+    """
+    return _products(traced.jaxpr.jaxpr)
 
 
-def xla_flops(fn: Callable, arguments: tuple) -> float:
-    """XLA's own count of floating-point operations, element-wise ones included (2 per MAC)."""
-    return float(jax.jit(fn).lower(*arguments).cost_analysis()["flops"])
+def _products(jaxpr: Jaxpr) -> int:
+    return sum(_equation_products(eqn) for eqn in jaxpr.eqns)
+
+
+def _equation_products(eqn: JaxprEqn) -> int:
+    kind, params = eqn.primitive.name, eqn.params
+    if kind == "dot_general":
+        contracted = params["dimension_numbers"][0][0]
+        return eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    if kind == "ragged_dot_general":  # a row of the left side meets the matrix of one group only
+        contracted = params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][0]
+        return eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    if kind == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return eqn.outvars[0].aval.size * per_output // math.prod(params["lhs_dilation"])
+    inner = [_products(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    if kind == "scan":
+        return params["length"] * sum(inner)
+    if kind == "pallas_call":
+        return math.prod(params["grid_mapping"].grid) * sum(inner)
+    if kind == "cond":
+        return max(inner)
+    if kind == "while" and any(inner):
+        raise UserError(
+            "cannot count matrix products inside a while loop of unknown length; use lax.scan or a "
+            "lax.fori_loop with constant bounds"
+        )
+    return sum(inner)
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs that an equation holds (of jit, remat, custom gradients, loops and branches)."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def xla_flops(traced: jax.stages.Traced) -> float:
+    """Floating-point operations by XLA's cost analysis of the lowered program, before compilation.
+
+    A multiply-accumulate is two of them and element-wise arithmetic is included; the body of a loop
+    is counted once.
+
+    Raises:
+      UserError: when the backend has no cost analysis.
+    """
+    costs = traced.lower().cost_analysis()
+    if not costs or "flops" not in costs:
+        raise UserError(f"{jax.default_backend()} has no cost analysis; set JAX_PLATFORMS=cpu")
+    return float(costs["flops"])

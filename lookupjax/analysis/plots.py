@@ -1,103 +1,193 @@
 """Pictures of runs and of attention. Every function writes one PNG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import PercentFormatter
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, colour-blind safe
-TEXT = {"fontsize": 12}
+# Okabe & Ito: told apart with any colour vision. A run has the same colour in every picture.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "oDs^vPX"
+STYLES = ("-", "--", ":", "-.")
+LOOK = {
+    "font.size": 14,
+    "axes.titlesize": 16,
+    "axes.labelsize": 15,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2.2,
+    "legend.frameon": False,
+}
+GAP = 0.08  # between attention maps, in map widths
+
+
+class Point(NamedTuple):
+    """A model at one compute budget: what to write beside it, its cost, accuracy and standard error."""
+
+    label: str
+    macs: float
+    accuracy: float
+    error: float = 0.0
+
+
+def _style(index: int) -> dict:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, dpi=110, facecolor="white")
 
 
-def _tidy(axes, xlabel: str, ylabel: str) -> None:
-    axes.set_xlabel(xlabel, **TEXT)
-    axes.set_ylabel(ylabel, **TEXT)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+def _evaluations(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """{grid or "": [(step, accuracy)]} of the rows of metrics.jsonl."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in history:
+        for key, value in row.items():
+            if key.startswith("eval/") and key.endswith("/accuracy"):
+                grid = key.removeprefix("eval").removesuffix("accuracy").strip("/")
+                curves.setdefault(grid, []).append((row["step"], value))
+    return curves
 
 
 def learning_curves(histories: dict[str, list[dict]], path: Path) -> None:
-    """Training loss and test accuracy over steps; `histories` holds the rows of metrics.jsonl by run."""
-    figure = Figure(figsize=(11, 4))
-    losses, accuracies = figure.subplots(1, 2)
-    styles = ("-", "--", ":", "-.")
-    for colour, (name, rows) in zip(COLOURS, histories.items()):
-        points = [(r["step"], r["train/loss"]) for r in rows if "train/loss" in r]
-        losses.plot(*zip(*points), color=colour, label=name)
-        keys = sorted({k for r in rows for k in r if k.startswith("eval/") and k.endswith("/accuracy")})
-        for style, key in zip(styles, reversed(keys)):
-            points = [(r["step"], r[key]) for r in rows if key in r]
-            grid = key.removeprefix("eval").removesuffix("/accuracy").strip("/")
-            accuracies.plot(
-                *zip(*points), color=colour, ls=style, marker="o", ms=4, label=f"{name} {grid}".strip()
-            )
-    losses.set_ylim(bottom=0)
-    _tidy(losses, "step", "training loss")
-    _tidy(accuracies, "step", "test accuracy")
-    losses.legend(frameon=False)
-    accuracies.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+    """Training loss and test accuracy over steps; `histories` holds the rows of metrics.jsonl by run.
+
+    The accuracy axis starts at the lowest value of the later three quarters, where runs differ little.
+    """
+    late = []
+    with rc_context(LOOK):
+        figure = Figure(figsize=(13, 5.6), layout="constrained")
+        losses, accuracies = figure.subplots(1, 2)
+        for index, (name, rows) in enumerate(histories.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+            losses.plot(*np.transpose(points or [(np.nan, np.nan)]), color=colour, label=name)
+            curves = _evaluations(rows)
+            for style, grid in zip(STYLES * len(curves), reversed(curves)):
+                steps, values = np.transpose(curves[grid])
+                late.extend(values[steps >= steps[-1] / 4])
+                label = f"{name} {grid}".strip()
+                accuracies.plot(steps, values, ls=style, ms=6, label=label, **_style(index))
+        losses.set(xlabel="training step", ylabel="training loss", title="Training loss")
+        accuracies.set(xlabel="training step", ylabel="test accuracy", title="Test accuracy")
+        losses.set_ylim(bottom=0)
+        losses.set_xlim(left=0)
+        accuracies.set_xlim(left=0)
+        if late:
+            span = max(1.0 - min(late), 0.01)
+            accuracies.set_ylim(min(late) - 0.05 * span, 1.0 + 0.05 * span)
+        accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
+        for axes in (losses, accuracies):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        _save(figure, path)
 
 
-def accuracy_against_macs(points: dict[str, list[tuple[str, float, float]]], path: Path) -> None:
-    """One line per model through its (label, MACs, accuracy) points."""
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for colour, (name, series) in zip(COLOURS, points.items()):
-        labels, macs, accuracies = zip(*series)
-        axes.plot([m / 1e6 for m in macs], accuracies, "o-", color=colour, ms=8, label=name)
-        for label, x, y in zip(labels, macs, accuracies):
-            axes.annotate(label, (x / 1e6, y), xytext=(0, 9), textcoords="offset points", ha="center", **TEXT)
-    axes.set_xlim(left=0)
-    axes.margins(y=0.25)
-    _tidy(axes, "million multiply-accumulates per image", "test accuracy")
-    axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
+    """One line per model through its points; bars show standard errors where they are known."""
+    largest = max(point.macs for points in series.values() for point in points)
+    unit, word = (1e9, "billion") if largest >= 1e9 else (1e6, "million")
+    with rc_context(LOOK):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, points) in enumerate(series.items()):
+            x = [point.macs / unit for point in points]
+            y = [point.accuracy for point in points]
+            errors = [point.error for point in points]
+            axes.errorbar(x, y, errors, ms=10, capsize=5, elinewidth=1.2, label=name, **_style(index))
+            for point, cost in zip(points, x):
+                axes.annotate(
+                    point.label,
+                    (cost, point.accuracy),
+                    xytext=(9, -9),
+                    textcoords="offset points",
+                    va="top",
+                    color=COLOURS[index % len(COLOURS)],
+                    weight="bold",
+                )
+        known = any(point.error for points in series.values() for point in points)
+        axes.set_ylabel("test accuracy" + " (bars: one standard error)" * known)
+        axes.set_xlabel(f"{word} multiply-accumulates per image")
+        axes.set_xlim(0, 1.12 * largest / unit)
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+        _save(figure, path)
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
     """Any value range to [0, 1], grey to RGB."""
+    image = image.astype(np.float32)
     low, high = image.min(), image.max()
     image = (image - low) / max(high - low, 1e-9)
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
-def _overlay(axes, image: np.ndarray, weights: np.ndarray) -> None:
-    """The image in grey with the attention map over it, both to the same extent."""
-    height, width = image.shape[:2]
-    extent = (0, width, height, 0)
-    axes.imshow(_as_rgb(image).mean(-1), cmap="gray", extent=extent, interpolation="nearest")
-    heat = weights / max(weights.max(), 1e-9)
-    colours = colormaps["inferno"](heat)
-    colours[..., 3] = 0.25 + 0.65 * heat
-    axes.imshow(colours, extent=extent, interpolation="nearest")
+def _heat() -> ListedColormap:
+    """From transparent over amber to dark red."""
+    t = np.linspace(0.0, 1.0, 256)
+    stops = np.array([[1.0, 0.85, 0.3], [0.94, 0.45, 0.1], [0.5, 0.0, 0.1]])
+    rgb = np.stack([np.interp(t, (0.0, 0.5, 1.0), channel) for channel in stops.T], axis=-1)
+    return ListedColormap(np.concatenate([rgb, np.minimum(1.0, 1.3 * t)[:, None]], axis=-1))
+
+
+def _mosaic(axes: Axes, image: np.ndarray, maps: np.ndarray, grid: tuple[int, ...], norm: PowerNorm) -> None:
+    """The maps (m, gh, gw) laid out as the compressed grid, each over the faint image."""
+    rows, columns = grid
+    height = image.shape[0] / image.shape[1]  # of a map, in map widths
+    faint = 0.7 + 0.3 * _as_rgb(image).mean(-1)
+    for index, weights in enumerate(maps):
+        row, column = divmod(index, columns)
+        left, top = column * (1 + GAP), row * (height + GAP)
+        extent = (left, left + 1, top + height, top)
+        axes.imshow(faint, cmap="gray", vmin=0, vmax=1, extent=extent)
+        axes.imshow(weights, cmap=_heat(), norm=norm, extent=extent, interpolation="nearest")
+    axes.set_xlim(0, columns * (1 + GAP) - GAP)
+    axes.set_ylim(rows * (height + GAP) - GAP, 0)
     axes.set_axis_off()
 
 
 def compressed_footprints(
-    images: np.ndarray, titles: Sequence[str], maps: np.ndarray, grid: tuple[int, int], path: Path
+    images: np.ndarray, titles: Sequence[str], maps: np.ndarray, grid: tuple[int, ...], path: Path
 ) -> None:
-    """For each image (b, h, w, c), the image and the maps (b, m, gh, gw) laid out as the compressed grid."""
-    rows, columns = grid
-    cell = max(0.62, 1.9 / rows)
-    figure = Figure(figsize=(len(images) * (columns * cell + 0.4), rows * cell + 2.6))
-    for panel, image, title, image_maps in zip(
-        figure.subfigures(1, len(images), squeeze=False)[0], images, titles, maps
-    ):
-        top, bottom = panel.subfigures(2, 1, height_ratios=(1.9, rows * cell))
-        axes = top.subplots()
-        axes.imshow(_as_rgb(image), interpolation="nearest")
-        axes.set_axis_off()
-        axes.set_title(title, **TEXT)
-        cells = bottom.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
-        for axes, weights in zip(cells.flat, image_maps):
-            _overlay(axes, image, weights)
-    _save(figure, path)
+    """For each image (h, w, c), the image and its maps (m, gh, gw) laid out as the compressed grid.
+
+    Args:
+      images: (b, h, w, c) of any value range.
+      maps: (b, m, gh, gw) attention weights, m = grid[0] * grid[1]; all share one colour scale.
+    """
+    columns = min(2, len(images))
+    rows = math.ceil(len(images) / columns)
+    norm = PowerNorm(0.6, vmin=0.0, vmax=float(maps.max()))
+    with rc_context(LOOK | {"axes.grid": False}):
+        layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.05)
+        figure = Figure(figsize=(7.2 * columns, 4.3 * rows + 1.0), layout=layout)
+        ratios = (1.0, 1.7) * columns
+        panels = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=ratios)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        for index, (image, title, image_maps) in enumerate(zip(images, titles, maps)):
+            left, right = panels.reshape(-1, 2)[index]
+            left.imshow(_as_rgb(image), interpolation="nearest")
+            left.set_title(title)
+            left.set_anchor("NE")
+            right.set_anchor("NW")
+            _mosaic(right, image, image_maps, grid, norm)
+        scale = ScalarMappable(norm, _heat())
+        bar = figure.colorbar(
+            scale, ax=panels, location="bottom", shrink=0.4, aspect=30, pad=0.04, panchor=False
+        )
+        ticks = norm.inverse(np.linspace(0.0, 1.0, 5))
+        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+        bar.set_label("attention weight of an image token")
+        _save(figure, path)

@@ -1,122 +1,172 @@
 """The comparison of trained runs: a Markdown table and pictures, in one directory."""
 
-from dataclasses import dataclass
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from lookupjax.analysis import plots
 from lookupjax.analysis.attention import footprints
-from lookupjax.analysis.throughput import images_per_second
+from lookupjax.analysis.counts import count_params, count_products, trace_model
+from lookupjax.analysis.throughput import Speed, images_per_second
 from lookupjax.grids import parse_grid
 
-BATCH = 128  # images per measured call
-SHOWN = 6  # images in the attention picture
+SHOWN = 4  # images in an attention picture
+MEASURED_MACS, MOST_IMAGES = 2e10, 128  # of one measured call: bounds of its batch
 
 
 @dataclass
 class Run:
     """A trained model and what is known of it.
 
-    evaluations: {"3x3": {"accuracy": ...}} per compressed grid, or under "" for a model without.
-    history: rows of metrics.jsonl.
+    evaluations: {"3x3": {"accuracy": ...}} per compressed grid, or under "" for a model without; with
+      the number of "examples" the pictures show standard errors.
+    history: rows of metrics.jsonl, such as {"step": 10, "train/loss": 1.2, "eval/3x3/accuracy": 0.8}.
     """
 
     name: str
     model: nnx.Module
-    evaluations: dict[str, dict[str, float]]
+    evaluations: dict[str, dict[str, Any]]
     history: list[dict]
 
     def contender(self, grid: str) -> str:
         return f"{self.name} {grid}".strip()
 
-    def call(self, grid: str) -> dict:
+    def call(self, grid: str) -> dict[str, tuple[int, ...]]:
         return {"compressed": parse_grid(grid)} if grid else {}
 
 
 def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Path) -> Path:
-    """Writes report.md and its pictures; `images` (n, h, w, c) and `labels` are test examples.
+    """Writes report.md and its pictures into `to`; returns the path of report.md.
 
-    Speeds are forward passes of this machine, all contenders interleaved in one run.
+    Everything is compared with the first run without compressed grids, else with the last of all.
+    Speeds are forward passes on this machine, all contenders interleaved.
+
+    Args:
+      images, labels: (n, h, w, c) and (n,) test examples as the models take them.
     """
     to.mkdir(parents=True, exist_ok=True)
-    size = images.shape[1:-1]
+    runs = _distinct(runs)
+    size, channels = images.shape[1:-1], images.shape[-1]
     macs = {
-        run.contender(g): run.model.macs(size, *run.call(g).values()) for run in runs for g in run.evaluations
-    }
-    speeds = _speeds(runs, images)
-    reference = runs[-1].contender(next(iter(runs[-1].evaluations)))
-
-    lines = [
-        "| model | grid | test accuracy | million MACs | images/s | speed, relative |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run in runs:
-        for grid, figures in run.evaluations.items():
-            key = run.contender(grid)
-            lines.append(
-                f"| {run.name} | {grid or '-'} | {figures['accuracy']:.4f} | {macs[key] / 1e6:.2f} "
-                f"| {speeds[key]:,.0f} | {speeds[key] / speeds[reference]:.2f}x |"
-            )
-    points = {
-        run.name: [(g or run.name, macs[run.contender(g)], f["accuracy"]) for g, f in run.evaluations.items()]
+        run.contender(grid): count_products(trace_model(run.model, size, channels, **run.call(grid)))
         for run in runs
+        for grid in run.evaluations
     }
+    examples = images[:SHOWN], labels[:SHOWN]
+    batch = jnp.asarray(images[: int(np.clip(MEASURED_MACS // max(macs.values()), 1, MOST_IMAGES))])
+    speeds = _speeds(runs, batch)
+    plain = [run for run in runs if "" in run.evaluations]
+    reference = plain[0].contender("") if plain else list(macs)[-1]
+
     plots.learning_curves({run.name: run.history for run in runs}, to / "learning_curves.png")
-    plots.accuracy_against_macs(points, to / "accuracy_macs.png")
-    pictures = _attention_pictures(runs[0], images[:SHOWN], labels[:SHOWN], to)
-    device = jax.devices()[0]
+    plots.accuracy_against_macs({run.name: _points(run, macs) for run in runs}, to / "accuracy_macs.png")
     text = [
         "# One model, several budgets",
         "",
-        *lines,
+        *_table(runs, macs, speeds, reference),
         "",
-        f"Speed: forward pass, batches of {min(BATCH, len(images))}, {device.device_kind}, medians of "
-        f"interleaved rounds; relative to {reference}. On a shared machine only the ratios mean something.",
+        "MACs: multiply-accumulates of the matrix products and convolutions for one image, counted in the "
+        f"program. Speed: forward passes in batches of {len(batch)} on {_device()}; median of interleaved "
+        "rounds, ± half the distance between their quartiles. On a shared machine only the ratios mean "
+        "something.",
         "",
         "![test accuracy against cost](accuracy_macs.png)",
         "",
         "![learning curves](learning_curves.png)",
         "",
-        *pictures,
     ]
+    for number, run in enumerate(runs, start=1):
+        text += _attention_pictures(run, "attention" if number == 1 else f"attention{number}", examples, to)
     path = to / "report.md"
-    path.write_text("\n".join(text) + "\n")
+    path.write_text("\n".join(text))
     return path
 
 
-def _speeds(runs: list[Run], images: np.ndarray) -> dict[str, float]:
-    batch = jax.numpy.asarray(images[:BATCH])
+def _distinct(runs: list[Run]) -> list[Run]:
+    """The runs with names of their own: the second "vit" becomes "vit 2"."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for run in runs:
+        seen[run.name] += 1
+        number = seen[run.name]
+        distinct.append(run if number == 1 else replace(run, name=f"{run.name} {number}"))
+    return distinct
+
+
+def _table(runs: list[Run], macs: dict[str, int], speeds: dict[str, Speed], reference: str) -> list[str]:
+    lines = [
+        f"| model | grid | parameters | test accuracy | million MACs | of {reference} | images/s | speed |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run in runs:
+        for grid, figures in run.evaluations.items():
+            key = run.contender(grid)
+            speed = speeds[key]
+            lines.append(
+                f"| {run.name} | {grid or '-'} | {count_params(run.model):,} | {figures['accuracy']:.4f} "
+                f"| {macs[key] / 1e6:,.2f} | {macs[key] / macs[reference]:.0%} "
+                f"| {speed.median:,.0f} ± {(speed.high - speed.low) / (2 * speed.median):.0%} "
+                f"| {speed.median / speeds[reference].median:.2f}x |"
+            )
+    return lines
+
+
+def _points(run: Run, macs: dict[str, int]) -> list[plots.Point]:
+    points = []
+    for grid, figures in run.evaluations.items():
+        p, examples = figures["accuracy"], figures.get("examples")
+        error = math.sqrt(p * (1 - p) / examples) if examples else 0.0
+        points.append(plots.Point(grid or run.name, macs[run.contender(grid)], p, error))
+    return points
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"one {device.device_kind}"
+
+
+def _speeds(runs: list[Run], batch: jax.Array) -> dict[str, Speed]:
     contenders = {}
     for run in runs:
         graphdef, state = nnx.split(run.model)
         for grid in run.evaluations:
             call = run.call(grid)
 
-            def forward(state, x, graphdef=graphdef, call=call):
-                return nnx.merge(graphdef, state)(x, **call)["logits"]
+            def forward(state, images, graphdef=graphdef, call=call):
+                return nnx.merge(graphdef, state, copy=True)(images, **call)["logits"]
 
             program = jax.jit(forward).lower(state, batch).compile()
             contenders[run.contender(grid)] = lambda program=program, state=state: program(state, batch)
     return images_per_second(contenders, len(batch))
 
 
-def _attention_pictures(run: Run, images: np.ndarray, labels: np.ndarray, to: Path) -> list[str]:
-    """One picture per compressed grid; returns their Markdown."""
-    lines = []
-    for grid in filter(None, run.evaluations):
+def _attention_pictures(run: Run, stem: str, examples: tuple[np.ndarray, np.ndarray], to: Path) -> list[str]:
+    """One picture per compressed grid, and one of the first block; returns their Markdown."""
+    images, labels = examples
+    grids = list(filter(None, run.evaluations))
+    shown = [(grid, -1, "last block", f"{stem}_{grid}.png") for grid in grids]
+    shown += [(grid, 0, "first block", f"{stem}_{grid}_first_block.png") for grid in grids[-1:]]
+    inputs, lines = jnp.asarray(images), []
+    for grid, block, where, name in shown:
         call = run.call(grid)
-        predicted = run.model(jax.numpy.asarray(images), **call)["logits"].argmax(-1)
-        maps = footprints(run.model, jax.numpy.asarray(images), **call)
-        titles = [f"{label}, taken for {p}" for label, p in zip(labels, predicted)]
-        name = f"attention_{grid}.png"
-        plots.compressed_footprints(images, titles, np.asarray(maps), call["compressed"], to / name)
+        predicted = np.asarray(run.model(inputs, **call)["logits"].argmax(-1))
+        maps = np.asarray(footprints(run.model, inputs, **call, block=block))
+        titles = [f"{label}, taken for {guess}" for label, guess in zip(labels, predicted)]
+        plots.compressed_footprints(images, titles, maps, call["compressed"], to / name)
         lines += [
-            f"Where each of the {grid} compressed tokens looks (last block, mean over heads):",
+            f"Where each of the {grid} compressed tokens of {run.name} looks ({where}, mean over heads):",
             "",
-            f"![{grid}]({name})",
+            f"![{grid}, {where}]({name})",
             "",
         ]
     return lines

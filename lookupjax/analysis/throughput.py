@@ -1,22 +1,46 @@
 """Images per second of several contenders, visited in turn so that all see the same machine."""
 
-import statistics
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+
+class Speed(NamedTuple):
+    """Images per second: the median over rounds, and the quartiles that its spread is judged by."""
+
+    median: float
+    low: float
+    high: float
 
 
 def images_per_second(
-    contenders: dict[str, Callable[[], jax.Array]], images_per_call: int, rounds: int = 7, calls: int = 10
-) -> dict[str, float]:
-    """Median over rounds, each timing `calls` calls of every contender as one block, after a warm-up."""
+    contenders: dict[str, Callable[[], Any]],
+    images_per_call: int,
+    rounds: int = 7,
+    *,
+    seconds_per_round: float = 0.2,
+) -> dict[str, Speed]:
+    """Measures every contender `rounds` times, all of them in turn within a round.
+
+    Args:
+      contenders: calls without arguments that return arrays and process `images_per_call` images. Two
+        calls before the first round warm them up; every call is waited for.
+      seconds_per_round: a contender's call is repeated for as long in a round, at least once.
+    """
     for call in contenders.values():
-        jax.block_until_ready([call() for _ in range(3)])
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(2):
+            jax.block_until_ready(call())
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            start = time.perf_counter()
-            jax.block_until_ready([call() for _ in range(calls)])
-            seconds[name].append(time.perf_counter() - start)
-    return {name: images_per_call * calls / statistics.median(times) for name, times in seconds.items()}
+            calls = 0
+            start = now = time.perf_counter()
+            while now - start < seconds_per_round or not calls:
+                jax.block_until_ready(call())
+                calls, now = calls + 1, time.perf_counter()
+            speeds[name].append(calls * images_per_call / (now - start))
+    quartiles = {name: np.percentile(values, (50, 25, 75)) for name, values in speeds.items()}
+    return {name: Speed(*map(float, values)) for name, values in quartiles.items()}

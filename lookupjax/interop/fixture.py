@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,10 +88,18 @@ def load_fixture(path: str | Path) -> Fixture:
     return Fixture(path.stem, config, Params(groups["param"]), inputs, expected)
 
 
-def fill(module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarray]) -> nnx.Module:
+def tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that constructors take."""
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def fill(
+    module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarray | jax.Array]
+) -> nnx.Module:
     """Sets every parameter and statistic of `module` to `value_of(path, shape)`; returns the module.
 
-    `path` is our own, such as "blocks/0/attn/q/kernel". `module` may be abstract (`nnx.eval_shape`).
+    `path` is our own, such as "blocks/0/attn/q/kernel". `module` may be abstract (`nnx.eval_shape`), values
+    may be traced: gradients then come out in the reference's own names and layouts.
 
     Raises:
       UserError: when a value's shape is not the parameter's.
@@ -99,9 +108,9 @@ def fill(module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarr
     pure = nnx.to_pure_dict(state)
 
     def assign(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-        value = np.asarray(value_of(path, leaf.shape))
-        if value.shape != leaf.shape:
-            raise UserError(f"{path} has shape {leaf.shape} here, but {value.shape} in the reference")
+        value = value_of(path, leaf.shape)
+        if np.shape(value) != leaf.shape:
+            raise UserError(f"{path} has shape {leaf.shape} here, but {np.shape(value)} in the reference")
         return jnp.asarray(value, leaf.dtype)
 
     return nnx.merge(graphdef, map_named(assign, pure))

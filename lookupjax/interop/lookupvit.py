@@ -8,7 +8,7 @@ from flax import nnx
 from lookupjax.attention.lookup import REUSE, gather, infuse, infusion_weights
 from lookupjax.attention.mixer import record_taps
 from lookupjax.attention.softmax import attention_scores
-from lookupjax.interop.fixture import Fixture, fill
+from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.layers.position import resize_grid
 from lookupjax.models.lookupvit import LookupViT
 from lookupjax.paths import named_leaves
@@ -25,8 +25,8 @@ def reference_name(path: str) -> str:
 def build(fixture: Fixture) -> LookupViT:
     """The model a fixture's config describes, with the fixture's parameters."""
     rename = {"heads": "num_heads", "classes": "num_classes"}
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in fixture.config.items()}
-    options = {rename.get(k, k): v for k, v in config.items() if k not in ("layout", "notes")}
+    config = {k: tuples(v) for k, v in fixture.config.items() if k not in ("layout", "notes")}
+    options = {rename.get(k, k): v for k, v in config.items()}
     model = nnx.eval_shape(lambda: LookupViT(**options, rngs=nnx.Rngs(0)))
     return fill(model, lambda path, shape: fixture.params[reference_name(path)])
 

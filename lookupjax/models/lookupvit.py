@@ -46,6 +46,7 @@ VARIANTS |= {  # 16-frame clips: tubelets of two frames, 8 x 14 x 14 lookup toke
     f"video_{size}16x2": SIZES[size] | dict(patch=(2, 16, 16), pos_grid=(8, 14, 14), compressed=(8, 5, 5))
     for size in ("mu", "s", "b", "l")
 }
+INPUT_SIZE = {"mu4": (32, 32)} | {name: (16, 224, 224) for name in VARIANTS if name.startswith("video")}
 POOLS = ("norm_mean", "mean_norm")
 POSITIONS = ("shared", "separate")
 
