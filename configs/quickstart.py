@@ -19,9 +19,9 @@ NORMALIZE = dict(name="normalize")
 def get_config() -> ConfigDict:
     return ConfigDict(
         dict(
-            model=dict(name="lookupvit_mu4", compressed=(4, 4), **SIZE),
+            model=dict(name="lookupvit_mu", compressed=(4, 4), **SIZE),
             grids=((2, 2), (3, 3), (4, 4)),
-            baselines=dict(vit=dict(model=dict(name="vit_mu4", head="gap", **SIZE), grids=())),
+            baselines=dict(vit=dict(model=dict(name="vit_mu", head="gap", **SIZE), grids=())),
             data=dict(
                 name="digits",
                 channels=1,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from lookupjax.data.config import default_data_config
 from lookupjax.errors import UserError, nearest
 
-FREE = ("model", "baselines")  # their keys are checked where they are used: by create_model, by the loop
+FREE = ("model", "task", "baselines")  # their keys are checked by create_model, create_task, the loop
 
 
 def default_config() -> ConfigDict:
@@ -33,7 +33,8 @@ def default_config() -> ConfigDict:
             dtype="float32",  # of the computation: float32 or bfloat16; parameters are float32
             # compressed grids, one drawn at random per training step; () trains the model's own grid
             grids=(),
-            task=dict(loss="softmax", label_smoothing=0.0),
+            # {"name": a file of lookupjax.tasks, ...any field of its task}
+            task=dict(name="classification"),
             data=default_data_config().to_dict(),
             batch_size=128,  # global
             eval_batch_size=256,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.data.loader import EvalBatches
 from lookupjax.grids import format_grid
+from lookupjax.tasks.base import Task
 from lookupjax.training.sharding import check_batch_size, global_batch
 from lookupjax.training.state import merge_model
 
@@ -33,7 +34,7 @@ class Evaluator:
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        task: Any,
+        task: Task,
         mesh: Mesh,
         data: ConfigDict,
         *,
@@ -54,7 +55,7 @@ class Evaluator:
         self.graphdef, self.task = graphdef, task
 
     def _sums(self, params: Any, stats: Any, batch: dict, call: Call) -> dict[str, jax.Array]:
-        outputs = merge_model(self.graphdef, params, stats)(batch["image"], **dict(call))
+        outputs = self.task.predict(merge_model(self.graphdef, params, stats), batch, **dict(call))
         mask = batch["mask"]
         figures = self.task.evaluate(outputs, batch) | {"examples": jnp.ones_like(mask)}
         return {name: (value * mask).sum() for name, value in figures.items()}

@@ -11,18 +11,15 @@ from flax import nnx
 from lookupjax.errors import UserError, nearest
 from lookupjax.layers.rngs import Keys
 
-SUPPORT = {"stack", "__main__"}  # modules of this room that hold no model
-
-
-def _modules() -> list[str]:
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name not in SUPPORT]
+SUPPORT = {"stack", "published", "__main__"}  # modules of this room that hold no model
+MODULES = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in SUPPORT]
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Every `create_model` name that matches the shell-style pattern, such as "lookup*"."""
     names = [
         f"{name}_{variant}"
-        for name in _modules()
+        for name in MODULES
         for variant in importlib.import_module(f"{__name__}.{name}").VARIANTS
     ]
     return sorted(fnmatch.filter(names, pattern))
@@ -30,7 +27,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def _resolve(name: str) -> tuple[typing.Any, str]:
     """(module, variant) of a model name: the longest file name it starts with, then a variant."""
-    for module_name in sorted(_modules(), key=len, reverse=True):
+    for module_name in sorted(MODULES, key=len, reverse=True):
         if name.startswith(module_name + "_"):
             module = importlib.import_module(f"{__name__}.{module_name}")
             variant = name[len(module_name) + 1 :]

@@ -41,12 +41,12 @@ SIZES = {
     "l": dict(dim=1024, depth=24, num_heads=16),
 }
 VARIANTS = {f"{size}16": dims | dict(patch=(16, 16)) for size, dims in SIZES.items()}
-VARIANTS["mu4"] = SIZES["mu"] | dict(patch=(4, 4), pos_grid=(8, 8), compressed=(3, 3))
+VARIANTS["mu"] = SIZES["mu"] | dict(patch=(4, 4), pos_grid=(8, 8), compressed=(3, 3))
 VARIANTS |= {  # 16-frame clips: tubelets of two frames, 8 x 14 x 14 lookup tokens
     f"video_{size}16x2": SIZES[size] | dict(patch=(2, 16, 16), pos_grid=(8, 14, 14), compressed=(8, 5, 5))
     for size in ("mu", "s", "b", "l")
 }
-INPUT_SIZE = {"mu4": (32, 32)} | {name: (16, 224, 224) for name in VARIANTS if name.startswith("video")}
+INPUT_SIZE = {"mu": (32, 32)} | {name: (16, 224, 224) for name in VARIANTS if name.startswith("video")}
 POOLS = ("norm_mean", "mean_norm")
 POSITIONS = ("shared", "separate")
 

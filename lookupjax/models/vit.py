@@ -30,10 +30,12 @@ SIZES = {
     "l": dict(dim=1024, depth=24, num_heads=16),
     "h": dict(dim=1280, depth=32, num_heads=16),
 }
-PATCHES = {"mu": (4, 16), "t": (16,), "s": (16, 32), "b": (8, 16, 32), "l": (16, 32), "h": (14,)}
+PATCHES = {"mu": (16,), "t": (16,), "s": (16, 32), "b": (8, 16, 32), "l": (16, 32), "h": (14,)}
 VARIANTS = {
     f"{size}{p}": SIZES[size] | dict(patch=(p, p)) for size, patches in PATCHES.items() for p in patches
 }
+VARIANTS["mu"] = SIZES["mu"] | dict(patch=(4, 4), pos_grid=(8, 8))
+INPUT_SIZE = {"mu": (32, 32)}
 HEADS = ("token", "gap")
 POOLS = ("norm_mean", "mean_norm")
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lookupjax.errors import UserError
+from lookupjax.tasks.base import Task
 
 LOSSES = ("softmax", "sigmoid")
 
@@ -21,7 +24,7 @@ def one_hot(label: Int[Array, "b"] | Float[Array, "b k"], classes: int) -> Float
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Mean cross-entropy over the batch, averaged over `heads` (LookupViT: both, equal weights).
 
     Args:
@@ -35,6 +38,11 @@ class Classification:
     loss_kind: str = "softmax"
     label_smoothing: float = 0.0
     heads: tuple[str, ...] = ("logits",)
+
+    @classmethod
+    def for_model(cls, model: nnx.Module, **options: Any) -> "Classification":
+        """Trains the outputs that the model declares as `loss_heads`."""
+        return cls(**({"heads": model.loss_heads} | options))
 
     def __post_init__(self):
         if self.loss_kind not in LOSSES:
@@ -73,3 +81,6 @@ class Classification:
             "top5": hit.any(-1).astype(jnp.float32),
             "nll": optax.softmax_cross_entropy(outputs["logits"], target),
         }
+
+
+TASK = Classification

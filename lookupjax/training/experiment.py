@@ -18,7 +18,8 @@ from lookupjax.grids import format_grid
 from lookupjax.layers.embed import token_grid
 from lookupjax.layers.rngs import Keys
 from lookupjax.models import create_model, model_options
-from lookupjax.tasks.classification import Classification
+from lookupjax.tasks import create_task
+from lookupjax.tasks.base import Task
 from lookupjax.training import optimizer, sharding, state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -69,9 +70,8 @@ class Experiment:
         return nnx.eval_shape(lambda: self.make_model(Keys(0)))
 
     @cached_property
-    def task(self) -> Classification:
-        task = self.config.task
-        return Classification(task.loss, task.label_smoothing, self.abstract_model.loss_heads)
+    def task(self) -> Task:
+        return create_task(self.config.task.to_dict(), self.abstract_model)
 
     @cached_property
     def schedule(self) -> optax.Schedule:

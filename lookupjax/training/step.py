@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from lookupjax.layers.rngs import Keys
+from lookupjax.tasks.base import Task
 from lookupjax.training.state import TrainState, combine, merge_model, partition
 
 Batch = dict[str, jax.Array]
@@ -16,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    task: Any,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
@@ -38,8 +39,7 @@ def make_train_step(
 
         def loss_fn(trainable, stats, batch, key):
             model = merge_model(graphdef, combine(trainable, fixed), stats)
-            outputs = model(batch["image"], rngs=Keys(key), **dict(call))
-            loss, figures = task.loss(outputs, batch)
+            loss, figures = task.train_loss(model, batch, rngs=Keys(key), **dict(call))
             new_stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
             return loss, ({"loss": loss} | figures, new_stats)
 

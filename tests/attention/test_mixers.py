@@ -54,7 +54,7 @@ def test_softmax_attention_equals_jax():
 
 
 def test_taps_read_and_edit_through_one_mechanism():
-    model = create_model("vit_mu4", pos_grid=(4, 4), depth=2, num_classes=3)
+    model = create_model("vit_mu", pos_grid=(4, 4), depth=2, num_classes=3)
     model.head.kernel[...] = jnp.ones_like(model.head.kernel[...])
     images = jax.random.normal(jax.random.key(2), (1, 16, 16, 3))
     names = ("q", "k", "v", "scores", "weights", "output")

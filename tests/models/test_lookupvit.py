@@ -40,7 +40,7 @@ def test_macs_are_the_papers_formula():
 @cache
 def model(**options):
     """A tiny model whose heads are not zero, so that every option shows in the logits."""
-    model = create_model("lookupvit_mu4", num_classes=5, **options)
+    model = create_model("lookupvit_mu", num_classes=5, **options)
     for head in (model.head_p, model.head_l):
         head.kernel[...] = jax.random.normal(jax.random.key(1), head.kernel.shape)
     return model
@@ -138,7 +138,7 @@ def test_unused_heads_cost_nothing():
 
 
 def test_training_mode_needs_only_rngs():
-    m = create_model("lookupvit_mu4", num_classes=5, dropout=0.5, drop_path=0.5)
+    m = create_model("lookupvit_mu", num_classes=5, dropout=0.5, drop_path=0.5)
     for head in (m.head_p, m.head_l):
         head.kernel[...] = jnp.ones_like(head.kernel[...])
     quiet = m(images())["logits_lookup"]
@@ -167,10 +167,10 @@ def test_user_errors():
     with pytest.raises(UserError, match="needs 2 positive lengths"):
         model()(images(), compressed=(3,))
     with pytest.raises(UserError, match="reuse='transposed' is unknown"):
-        create_model("lookupvit_mu4", reuse="transposed")
+        create_model("lookupvit_mu", reuse="transposed")
     with pytest.raises(UserError, match="did you mean 'mlp_ratio'"):
-        create_model("lookupvit_mu4", mlpratio=2)
+        create_model("lookupvit_mu", mlpratio=2)
     with pytest.raises(UserError, match="did you mean 'lookupvit_b16'"):
         create_model("lookupvit_b_16")
     with pytest.raises(UserError, match="there is no attention 'softmx'"):
-        create_model("lookupvit_mu4", attention="softmx")
+        create_model("lookupvit_mu", attention="softmx")

@@ -14,7 +14,7 @@ from lookupjax.training.sharding import global_batch, make_mesh
 from lookupjax.training.step import make_train_step
 
 TINY = dict(
-    name="lookupvit_mu4", dim=16, depth=2, pos_grid=(4, 4), num_classes=5, channels=1, compressed=(2, 2)
+    name="lookupvit_mu", dim=16, depth=2, pos_grid=(4, 4), num_classes=5, channels=1, compressed=(2, 2)
 )
 
 
