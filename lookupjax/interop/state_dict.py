@@ -40,17 +40,18 @@ def rename(path: str, names: Mapping[str, str]) -> str:
 def torch_value(params: StateDict, path: str, names: Mapping[str, str] = BLOCK) -> Any:
     """Our parameter at `path` ("blocks/0/attn/q/kernel") from a state dict, after renaming by `names`.
 
-    Kernels are transposed; q, k and v are cut from a joint "qkv" when the state dict has one.
+    Kernels are transposed; q, k and v are cut from a joint "qkv" or "kv" when the state dict has one.
     """
     module, _, kind = rename(path.replace("/", "."), names).rpartition(".")
     prefix = f"{module}." if module else ""
     suffix = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     name = prefix + suffix.get(kind, kind)
-    part = re.fullmatch(r"(.*)\b([qkv])\.(\w+)", name)
-    if part and f"{part[1]}qkv.{part[3]}" in params:
-        joint = params[f"{part[1]}qkv.{part[3]}"]
-        third, i = joint.shape[0] // 3, "qkv".index(part[2])
-        value = joint[i * third : (i + 1) * third]
+    part = re.fullmatch(r"(|.*[._])([qkv])\.(\w+)", name)
+    joints = [j for j in ("qkv", "kv") if part and part[2] in j and f"{part[1]}{j}.{part[3]}" in params]
+    if part and joints:
+        joint = params[f"{part[1]}{joints[0]}.{part[3]}"]
+        size, i = joint.shape[0] // len(joints[0]), joints[0].index(part[2])
+        value = joint[i * size : (i + 1) * size]
     else:
         value = params[name]
     return channels_last(value) if kind == "kernel" else value

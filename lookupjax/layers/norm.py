@@ -35,7 +35,8 @@ class BatchNorm(nnx.Module):
     """Batch normalisation over every axis but the last (arXiv 1502.03167), with PyTorch's defaults.
 
     `momentum` is the weight of the old statistics: PyTorch's momentum 0.1 is 0.9 here. As there, the
-    running variance is the unbiased one. Statistics are `nnx.BatchStat` variables.
+    running variance is the unbiased one. Statistics are `nnx.BatchStat` variables. `affine=False` has
+    neither scale nor bias.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class BatchNorm(nnx.Module):
         *,
         eps: float = 1e-5,
         momentum: float = 0.9,
+        affine: bool = True,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.scale = nnx.Param(jnp.ones((dim,)))
-        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.scale = nnx.Param(jnp.ones((dim,))) if affine else None
+        self.bias = nnx.Param(jnp.zeros((dim,))) if affine else None
         self.mean = nnx.BatchStat(jnp.zeros((dim,)))
         self.var = nnx.BatchStat(jnp.ones((dim,)))
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
@@ -64,6 +66,10 @@ class BatchNorm(nnx.Module):
             unbiased = var * (count / max(count - 1, 1))
             self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
             self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
-        gain = lax.rsqrt(var + self.eps) * self.scale[...]
-        y = (x - _over_channels(mean, x)) * _over_channels(gain, x) + _over_channels(self.bias[...], x)
+        gain = lax.rsqrt(var + self.eps)
+        if self.scale is not None:
+            gain *= self.scale[...]
+        y = (x - _over_channels(mean, x)) * _over_channels(gain, x)
+        if self.bias is not None:
+            y += _over_channels(self.bias[...], x)
         return y.astype(self.dtype)
