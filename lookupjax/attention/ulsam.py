@@ -58,9 +58,7 @@ class SubspaceAttention(TokenMixer):
         s = s + self.point_bias[...].astype(self.dtype)[None, None, None]
         return jax.nn.relu(self.point_norm(s, train=train))
 
-    def attend(
-        self, x: Float[Array, "b h w m"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b h w m"]:
+    def attend(self, x: Float[Array, "b h w m"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w m"]:
         """The same on a map."""
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return self(tokens, grid=x.shape[1:3], rngs=rngs).reshape(x.shape)

@@ -35,10 +35,10 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     """Everything the fixture can expect, under its own keys."""
     dim, groups = fixture.config["nin"], fixture.config["num_splits"]
     module = nnx.eval_shape(lambda: SubspaceAttention(dim, groups, rngs=nnx.Rngs(0)))
-    module = fill(module, lambda path, shape: parameter(fixture.params, path, shape))
+    filled = fill(module, lambda path, shape: parameter(fixture.params, path, shape))
 
     @jax.jit
-    def run(module: SubspaceAttention, x: jax.Array) -> dict[str, jax.Array]:
+    def run(module: nnx.Module, x: jax.Array) -> dict[str, jax.Array]:
         tokens = x.reshape(x.shape[0], -1, dim)
         y, taps = record_taps(module, tokens, grid=x.shape[1:3], names=("scores", "weights"))
         result = {"out/y": channels_first(y.reshape(x.shape))}
@@ -47,4 +47,4 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
                 result[f"out/{name}_subspace{i}"] = taps[tap][:, i].reshape(-1, 1, *x.shape[1:3])
         return result
 
-    return run(module, images(fixture.inputs["x"]))
+    return run(filled, images(fixture.inputs["x"]))

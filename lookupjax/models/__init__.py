@@ -39,6 +39,12 @@ def _resolve(name: str) -> tuple[typing.Any, str]:
     )
 
 
+def native_size(name: str) -> tuple[int, ...]:
+    """(height, width) or (frames, height, width) of a model: its file's `INPUT_SIZE`, otherwise 224 x 224."""
+    module, variant = _resolve(name)
+    return tuple(getattr(module, "INPUT_SIZE", {}).get(variant, (224, 224)))
+
+
 def model_options(name: str) -> dict[str, typing.Any]:
     """The constructor arguments of a model and what this variant sets them to."""
     module, variant = _resolve(name)

@@ -5,7 +5,6 @@ Lists models with their parameters and the multiply-accumulates (MACs) of one in
 
 import argparse
 import difflib
-import importlib
 import inspect
 import traceback
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from lookupjax import cli
 from lookupjax.analysis.counts import count_params, count_products, trace_model, xla_flops
 from lookupjax.errors import UserError
 from lookupjax.grids import format_grid, parse_grid
-from lookupjax.models import create_model, list_models, model_options
+from lookupjax.models import create_model, list_models, model_options, native_size
 
 GRIDS = ((3, 3), (5, 5), (7, 7), (10, 10))  # the compressed grids of the LookupViT paper
 HEADINGS = ("model", "input", "grid", "parameters", "GMACs formula", "GMACs program", "GMACs XLA")
@@ -30,14 +29,6 @@ XLA: half of the floating-point operations of XLA's cost analysis; it includes e
 and counts the body of a loop once."""
 
 Grid = tuple[int, ...]
-
-
-def input_size(name: str, model: nnx.Module) -> Grid:
-    """The native input size: `INPUT_SIZE[variant]` of the model's file or class, otherwise 224 x 224."""
-    module = importlib.import_module(type(model).__module__)
-    sizes = getattr(model, "INPUT_SIZE", None) or getattr(module, "INPUT_SIZE", {})
-    variant = name.removeprefix(module.__name__.rpartition(".")[2] + "_")
-    return tuple(sizes.get(variant, (224, 224)))
 
 
 def fit(asked: Grid | None, own: Grid) -> Grid:
@@ -62,7 +53,7 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     overrides = {"head": args.head} if args.head and "head" in options else {}
     model = nnx.eval_shape(lambda: create_model(name, **overrides))
     channels = options.get("channels", options.get("in_channels", 3))
-    size = fit(args.size, input_size(name, model))
+    size = fit(args.size, native_size(name))
     calls: list[dict[str, Grid]] = [{}]
     if takes_grid(model):
         own = tuple(options["compressed"])

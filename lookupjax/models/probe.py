@@ -51,6 +51,7 @@ class Probe(nnx.Module):
     """
 
     loss_heads = ("logits",)
+    frozen = ("^backbone/",)  # for config.frozen: no gradient reaches these parameters
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Probe(nnx.Module):
         if prefix and not getattr(self.backbone, "prefix", 0):
             raise UserError(f"{backbone} has no class token for pooling={pooling!r}; set prefix=False")
         native = (*native_size(backbone), channels)
-        tokens = nnx.eval_shape(self.tokens, jax.ShapeDtypeStruct((1, *native), jnp.float32))[0]
+        tokens = jax.eval_shape(lambda x: self.tokens(x)[0], jax.ShapeDtypeStruct((1, *native), jnp.float32))
         self.pool = create_pooling(
             pooling, tokens.shape[-1], dtype=dtype, rngs=rngs, **dict(pooling_options or {})
         )
