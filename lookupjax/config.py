@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from lookupjax.data.config import default_data_config
 from lookupjax.errors import UserError, nearest
 
-FREE = ("model", "task", "baselines")  # their keys are checked by create_model, create_task, the loop
+FREE = ("model", "task", "evaluators", "baselines")  # keys are checked by what is created from them
 
 
 def default_config() -> ConfigDict:
@@ -64,6 +64,8 @@ def default_config() -> ConfigDict:
             mesh=dict(data=-1, fsdp=1, model=1),  # -1: all remaining devices
             log_every=50,
             eval_every=0,  # 0: only at the end
+            # {name: {"type": a file of lookupjax.evaluation, ...its options}}, beside the task's own figures
+            evaluators={},
             checkpoint=dict(every=500, keep=2),  # every 0: only at the end
             # {name: changes to this config}: further runs, in workdir/baselines/name
             baselines={},
@@ -82,11 +84,20 @@ def load_config(path_and_argument: str, overrides: list[str]) -> ConfigDict:
     config = default_config()
     _merge(config, _read_file(path_and_argument), "")
     for override in overrides:
-        key, equals, text = override.removeprefix("--config.").partition("=")
-        if not equals:
-            raise UserError(f"{override!r}: write overrides as --config.key=value")
-        set_key(config, key, _literal(text))
+        set_override(config, override)
     return config
+
+
+def set_override(config: ConfigDict, override: str) -> None:
+    """Sets what "--config.key=value" says.
+
+    Raises:
+      UserError: for an unknown key, a value of another type, or a text without "=".
+    """
+    key, equals, text = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise UserError(f"{override!r}: write overrides as --config.key=value")
+    set_key(config, key, _literal(text))
 
 
 def _read_file(path_and_argument: str) -> ConfigDict:
@@ -136,6 +147,9 @@ def set_key(config: ConfigDict, key: str, value: Any, prefix: str = "") -> None:
                 f"there is no config.{place}{part}{nearest(place + part, known)}; there are {known}"
             )
         if part is not last:
+            if part not in node:  # below a free key
+                with node.unlocked():
+                    node[part] = ConfigDict()
             node, place = node[part], f"{place}{part}."
     try:
         if isinstance(node.get(last), tuple) and isinstance(value, list):

@@ -1,7 +1,8 @@
-"""python -m lookupjax.evaluate --workdir=DIR [--compressed=3x3] [--split=test]
+"""python -m lookupjax.evaluate --workdir=DIR [--evaluator=NAME] [--compressed=3x3] [--split=test]
 
-Evaluates the newest checkpoint of a work directory; a LookupViT at every grid it was trained with, or at
-the ones asked for.
+Evaluates the newest checkpoint of a work directory: the task's own figures and config.evaluators, a
+LookupViT at every grid it was trained with or at the ones asked for. Evaluators that the run was not
+trained with are added as --config.evaluators.NAME.type=TYPE --config.evaluators.NAME.OPTION=VALUE.
 """
 
 import argparse
@@ -10,13 +11,18 @@ import logging
 from pathlib import Path
 
 from lookupjax import cli
-from lookupjax.evaluation.classification import Call
+from lookupjax.config import set_override
+from lookupjax.errors import UserError
+from lookupjax.evaluation import create_evaluators, describe, run_evaluators
+from lookupjax.evaluation.context import Call
 from lookupjax.grids import parse_grid
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
 from lookupjax.workdir import load_trained
 
+CHANGEABLE = ("evaluators", "data", "eval_batch_size")  # what does not change what was trained
 
-def asked_calls(experiment: Experiment, grids: list[str], size: tuple[int, ...]) -> list[Call]:
+
+def asked_calls(experiment: Experiment, grids: list[str]) -> list[Call]:
     """The call variants for `--compressed` values; without any, those of the training.
 
     Raises:
@@ -24,34 +30,55 @@ def asked_calls(experiment: Experiment, grids: list[str], size: tuple[int, ...])
     """
     if not grids:
         return experiment.calls()
+    size = experiment.context([]).input_size()
     for text in grids:
         check_compressed(experiment, parse_grid(text), size)
     return [(("compressed", parse_grid(text)),) for text in grids]
 
 
-def main(argv: list[str]) -> int:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="lookupjax.evaluate", description=__doc__.split("\n\n")[1])
     parser.add_argument("--workdir", required=True, type=Path)
+    parser.add_argument(
+        "--evaluator",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this one; repeatable; the task's own is called figures",
+    )
     parser.add_argument("--compressed", action="append", default=[], metavar="GRID", help="3x3; repeatable")
     parser.add_argument("--split", default="", help="default: config.data.eval_split")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    args, changes = parser.parse_known_args(argv)
+    for text in changes:
+        if not text.startswith(tuple(f"--config.{key}" for key in CHANGEABLE)):
+            raise UserError(
+                f"unknown argument {text!r}; of the config, only {', '.join(CHANGEABLE)} can be changed here, as "
+                "--config.key=value"
+            )
     for text in args.compressed:
         parse_grid(text)  # a malformed grid should not wait for the checkpoint
+    return args, changes
+
+
+def main(argv: list[str]) -> int:
+    args, changes = parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     experiment, part = load_trained(args.workdir)
-    split = args.split or experiment.config.data.eval_split
-    evaluator = experiment.evaluator(split, experiment.calls())
-    size = next(iter(evaluator.batches))["image"].shape[1:-1]
-    evaluator.calls = tuple(asked_calls(experiment, args.compressed, size))
-    results = evaluator.run(evaluation_params(part), part["stats"])
+    data = experiment.config.data
+    for change in changes:
+        set_override(experiment.config, change)
+    data.eval_split = args.split or data.eval_split
+    calls = asked_calls(experiment, args.compressed)
+    context = experiment.context(calls, args.workdir / "evaluation")
+    evaluators = create_evaluators(experiment.config.evaluators.to_dict(), context, args.evaluator)
+    results = run_evaluators(evaluators, evaluation_params(part), part["stats"])
     if args.json:
         print(json.dumps(results, indent=2))
         return 0
-    print(f"{experiment.config.model.name}, step {int(part['step'])}, {experiment.config.data.name}/{split}")
-    for grid, figures in results.items():
-        shown = "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{v} {k}" for k, v in figures.items())
-        print(f"  {grid or 'model':8s} {shown}")
+    print(f"{experiment.config.model.name}, step {int(part['step'])}, {data.name}/{data.eval_split}")
+    for line in describe(results):
+        print(f"  {line}")
     return 0
 
 

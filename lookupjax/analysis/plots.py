@@ -1,6 +1,7 @@
 """Pictures of runs and of attention. Every function writes one PNG."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,13 +51,13 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _evaluations(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """{grid or "": [(step, accuracy)]} of the rows of metrics.jsonl."""
+    """{grid or "": [(step, accuracy)]} of the rows of metrics.jsonl, without those of named evaluators."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in history:
         for key, value in row.items():
-            if key.startswith("eval/") and key.endswith("/accuracy"):
-                grid = key.removeprefix("eval").removesuffix("accuracy").strip("/")
-                curves.setdefault(grid, []).append((row["step"], value))
+            match = re.fullmatch(r"eval/(?:(\d+(?:x\d+)*)/)?accuracy", key)
+            if match:
+                curves.setdefault(match[1] or "", []).append((row["step"], value))
     return curves
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.data.sources import dataset_info
 from lookupjax.errors import UserError
-from lookupjax.evaluation.classification import Call, Evaluator
+from lookupjax.evaluation.context import Call, Context
 from lookupjax.grids import format_grid
 from lookupjax.layers.embed import token_grid
 from lookupjax.layers.rngs import Keys
@@ -110,16 +111,16 @@ class Experiment:
         """The state at step 0, created shard by shard."""
         return jax.jit(self.init, out_shardings=self.state_shardings)()
 
-    def evaluator(self, split: str, calls: list[Call]) -> Evaluator:
-        config = self.config
-        return Evaluator(
+    def context(self, calls: list[Call], directory: Path | None = None) -> Context:
+        """What evaluators are built from."""
+        return Context(
             self.graphdef,
             self.task,
             self.mesh,
-            config.data,
-            split=split,
-            batch_size=config.eval_batch_size,
-            calls=calls,
+            self.config.data,
+            self.config.eval_batch_size,
+            tuple(calls),
+            directory,
         )
 
     def calls(self) -> list[Call]:

@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding
 
 from lookupjax.data.loader import train_iterator
 from lookupjax.errors import UserError
-from lookupjax.evaluation.classification import Call, call_name, flatten_results
+from lookupjax.evaluation import create_evaluators, describe, flatten_results, run_evaluators
+from lookupjax.evaluation.context import Call, call_name
 from lookupjax.training import sharding
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
@@ -156,7 +157,8 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
     sharding.check_batch_size(config.batch_size, mesh, "config.batch_size", config.accumulate)
     processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
     data = train_iterator(config.data, config.batch_size, config.seed, **processes)
-    evaluator = experiment.evaluator(config.data.eval_split, experiment.calls())
+    context = experiment.context(experiment.calls(), workdir / "evaluation")
+    evaluators = create_evaluators(config.evaluators.to_dict(), context)
 
     with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints, catch_sigterm() as term:
         restored = checkpoints.restore(experiment.abstract_state)
@@ -186,7 +188,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                 checkpoints.save(step, state, data.get_state())
 
         def evaluate() -> dict[str, dict[str, float]]:
-            results = evaluator.run(evaluation_params(state.model_part()), state.stats)
+            results = run_evaluators(evaluators, evaluation_params(state.model_part()), state.stats)
             writer.write(step, flatten_results(results))
             return results
 
@@ -224,9 +226,8 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
             if step > start or restored is None:
                 save()
             results = evaluate()
-            for grid, figures in results.items():
-                shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items())
-                reporter.line(f"test {grid or 'model'}: {shown}")
+            for line in describe(results):
+                reporter.line(f"test {line}")
             checkpoints.wait()
         finally:
             writer.close()
