@@ -53,8 +53,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for text in changes:
         if not text.startswith(tuple(f"--config.{key}" for key in CHANGEABLE)):
             raise UserError(
-                f"unknown argument {text!r}; of the config, only {', '.join(CHANGEABLE)} can be changed here, as "
-                "--config.key=value"
+                f"unknown argument {text!r}; --config.KEY=VALUE can change {', '.join(CHANGEABLE)} here"
             )
     for text in args.compressed:
         parse_grid(text)  # a malformed grid should not wait for the checkpoint

@@ -51,11 +51,12 @@ def create_evaluator(name: str, spec: Mapping[str, Any], context: Context) -> Ev
     for option in options:
         if option not in parameters:
             raise UserError(
-                f"{place}: {kind} has no option {option!r}{nearest(option, parameters)}; it has {list(parameters)}"
+                f"{where}: {kind} has no option {option!r}{nearest(option, parameters)}; "
+                f"it has {list(parameters)}"
             )
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
-            raise UserError(f"{place}: {kind} needs the option {option!r}")
+            raise UserError(f"{where}: {kind} needs the option {option!r}")
     with _named(name):
         return make(context.named(name), **options)
 

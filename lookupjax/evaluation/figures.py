@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from lookupjax.evaluation.context import Context, call_name
+
+
+def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each column and the number of "examples"."""
+    figures = {name: float(values.mean(dtype=np.float64)) for name, values in columns.items()}
+    return figures | {"examples": len(next(iter(columns.values())))}
 
 
 class Evaluator:
@@ -22,6 +30,5 @@ class Evaluator:
         results = {}
         for call in self.context.calls:
             columns = self.context.collect(self.context.task.evaluate, params, stats, self.batches, call)
-            means = {name: float(values.mean(dtype="float64")) for name, values in columns.items()}
-            results[call_name(call)] = means | {"examples": len(self.batches.source)}
+            results[call_name(call)] = means(columns)
         return results
