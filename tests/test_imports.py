@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "tasks": {"layers", "attention", "models"},
     "data": set(),
     "training": {"layers", "attention", "models", "tasks", "data", "evaluation"},
-    "evaluation": {"layers", "attention", "models", "tasks", "data", "training"},
+    "evaluation": {"layers", "attention", "models", "tasks", "data", "training", "analysis"},  # its plots
     "interop": {"layers", "attention", "models", "tasks"},
     "analysis": {"layers", "attention", "models"},
 }

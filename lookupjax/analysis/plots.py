@@ -126,6 +126,40 @@ def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
         _save(figure, path)
 
 
+def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
+    """Accuracy against confidence, one panel per title, over the share of examples in each bin.
+
+    Args:
+      tables: {title: (count, mean confidence, accuracy)} per bin of equal width over [0, 1].
+    """
+    with rc_context(LOOK):
+        figure = Figure(figsize=(5.2 * len(tables), 6.6), layout="constrained")
+        rows = figure.subplots(2, len(tables), squeeze=False, sharex=True, height_ratios=(3, 1), sharey="row")
+        for (title, (count, confidence, accuracy)), (upper, lower) in zip(tables.items(), rows.T):
+            filled, width = count > 0, 1.0 / len(count)
+            centre = (np.arange(len(count)) + 0.5) * width
+            gap = (count * np.abs(accuracy - confidence)).sum() / max(count.sum(), 1)
+            upper.plot((0, 1), (0, 1), "--", color="0.4", lw=1.5, label="perfectly calibrated")
+            upper.bar(centre[filled], accuracy[filled], 0.92 * width, color=COLOURS[0], label="accuracy")
+            upper.plot(
+                confidence[filled],
+                accuracy[filled],
+                "o",
+                color=COLOURS[1],
+                label="mean confidence of the bin",
+            )
+            upper.set(title=f"{title}: calibration error {gap:.1%}", ylim=(0, 1.02), xlim=(0, 1))
+            lower.bar(centre, count / max(count.sum(), 1), 0.92 * width, color="0.6")
+            lower.set(xlabel="confidence", xticks=(0.25, 0.5, 0.75, 1.0))
+        rows[0, 0].set_ylabel("accuracy")
+        rows[1, 0].set_ylabel("share")
+        rows[0, 0].legend(loc="upper left", fontsize=11)
+        for axes in rows.ravel():
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _save(figure, path)
+
+
 def _as_rgb(image: np.ndarray) -> np.ndarray:
     """Any value range to [0, 1], grey to RGB."""
     image = image.astype(np.float32)

@@ -71,6 +71,14 @@ class Context:
         mine.directory = self.directory / name if self.directory else None
         return mine
 
+    @property
+    def draws(self) -> bool:
+        """Whether this process writes pictures; their directory then exists."""
+        if self.directory is None or jax.process_index() != 0:
+            return False
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return True
+
     def _run(self, fn: PerExample, params: Any, stats: Any, batch: dict, call: Call) -> dict[str, jax.Array]:
         model = merge_model(self.graphdef, params, stats)
         return fn(self.task.predict(model, batch, **dict(call)), batch) | {"mask": batch["mask"]}
