@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lookupjax.errors import UserError, nearest
 from lookupjax.evaluation.context import Context
@@ -22,6 +22,7 @@ SUPPORT = {"context", "labels", "metrics"}  # modules that are no evaluator type
 TASK_FIGURES = {"": {"type": "figures"}}  # what runs without any config.evaluators
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """What a type offers."""
 
@@ -51,12 +52,12 @@ def create_evaluator(name: str, spec: Mapping[str, Any], context: Context) -> Ev
     for option in options:
         if option not in parameters:
             raise UserError(
-                f"{where}: {kind} has no option {option!r}{nearest(option, parameters)}; "
+                f"{place}: {kind} has no option {option!r}{nearest(option, parameters)}; "
                 f"it has {list(parameters)}"
             )
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
-            raise UserError(f"{where}: {kind} needs the option {option!r}")
+            raise UserError(f"{place}: {kind} needs the option {option!r}")
     with _named(name):
         return make(context.named(name), **options)
 

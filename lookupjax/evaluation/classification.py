@@ -59,10 +59,11 @@ class Evaluator:
             shown = {name: v for name, v in columns.items() if not name.endswith("confidence")}
             calibration = {f"{head}ece": table.error for head, table in binned.items()}
             results[call_name(call)] = means(shown) | calibration
-            if self.plot and self.context.draws:
+            directory = self.context.drawing_directory() if self.plot else None
+            if directory:
                 name = f"reliability_{call_name(call) or 'model'}.png"
                 titles = {head.rstrip("/") or "all heads": table for head, table in binned.items()}
-                reliability_diagrams(titles, self.context.directory / name)
+                reliability_diagrams(titles, directory / name)
         return results
 
     def binned(self, columns: Mapping[str, np.ndarray]) -> dict[str, Reliability]:

@@ -71,13 +71,12 @@ class Context:
         mine.directory = self.directory / name if self.directory else None
         return mine
 
-    @property
-    def draws(self) -> bool:
-        """Whether this process writes pictures; their directory then exists."""
+    def drawing_directory(self) -> Path | None:
+        """The directory for pictures, which then exists; None where this process draws none."""
         if self.directory is None or jax.process_index() != 0:
-            return False
+            return None
         self.directory.mkdir(parents=True, exist_ok=True)
-        return True
+        return self.directory
 
     def _run(self, fn: PerExample, params: Any, stats: Any, batch: dict, call: Call) -> dict[str, jax.Array]:
         model = merge_model(self.graphdef, params, stats)

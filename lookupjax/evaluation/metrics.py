@@ -30,7 +30,7 @@ ALEXNET_ERRORS = {
 class Reliability(NamedTuple):
     """Examples per bin of confidence, and their mean confidence and accuracy (0 where there are none)."""
 
-    count: Int[np.ndarray, "bins"]
+    examples: Int[np.ndarray, "bins"]
     confidence: Float[np.ndarray, "bins"]
     accuracy: Float[np.ndarray, "bins"]
 
@@ -38,7 +38,7 @@ class Reliability(NamedTuple):
     def error(self) -> float:
         """Expected calibration error (arXiv 1706.04599, eq. 3): sum over bins of n_b / n |acc_b - conf_b|."""
         gap = np.abs(self.accuracy - self.confidence)
-        return float((self.count * gap).sum() / max(self.count.sum(), 1))
+        return float((self.examples * gap).sum() / max(self.examples.sum(), 1))
 
 
 def reliability(
