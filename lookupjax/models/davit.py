@@ -41,7 +41,7 @@ H = S | dict(dims=(256, 512, 1024, 2048), num_heads=(8, 16, 32, 64))
 G = dict(depths=(1, 1, 12, 3), dims=(384, 768, 1536, 3072), num_heads=(12, 24, 48, 96))
 FLORENCE = dict(window=12, merge_kernel=3, channel_form="v2", channel_scale="positions")
 VARIANTS: dict[str, dict] = {
-    "mu": dict(depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), num_heads=(2, 2, 4, 4), window=4, mlp_ratio=2.0),
+    "mu": dict(depths=(1, 1), dims=(16, 32), num_heads=(2, 4), window=4, mlp_ratio=2.0),
     "t": T,
     "s": S,
     "b": B,
@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict] = {
     "b_fl": B | FLORENCE,
     "h_fl": H | FLORENCE,
 }
-INPUT_SIZE = {"mu": (64, 64), "l_384": (384, 384), "b_fl": (768, 768), "h_fl": (768, 768)}
+INPUT_SIZE = {"mu": (32, 32), "l_384": (384, 384), "b_fl": (768, 768), "h_fl": (768, 768)}
 OFFICIAL, COUNTED = "dingmyu/davit README", "counted with timm"
 HEADLESS = "with a classifier of 1000 classes, the published encoder has none"
 PUBLISHED = {

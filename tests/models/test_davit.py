@@ -33,9 +33,8 @@ def test_channel_weights_are_32_by_32_in_every_stage():
 def test_stochastic_depth_of_the_two_public_forms():
     def rates(by):
         model = nnx.eval_shape(
-            lambda: create_model("davit_mu", depths=(1, 2), dims=(16, 16), num_heads=(2, 2), drop_path=0.5,
-                                 drop_path_by=by)
-        )  # fmt: skip
+            lambda: create_model("davit_mu", depths=(1, 2), drop_path=0.5, drop_path_by=by)
+        )
         return np.array([rate for stage in model.rates() for layer in stage for rate in layer])
 
     np.testing.assert_allclose(rates("block"), np.linspace(0, 0.5, 6))
@@ -46,6 +45,6 @@ def test_user_errors():
     with pytest.raises(UserError, match="attention type 'chanel' is unknown"):
         create_model("davit_mu", attention_types=("chanel",))
     with pytest.raises(UserError, match="need one entry per stage"):
-        create_model("davit_mu", depths=(1, 1))
+        create_model("davit_mu", depths=(1, 1, 1))
     with pytest.raises(UserError, match="scale='sum' of channel attention"):
         create_mixer("channel", 24, 3, scale="sum", rngs=Keys(0))
