@@ -29,6 +29,7 @@ from lookupjax.errors import UserError
 from lookupjax.layers.norm import LayerNorm
 from lookupjax.layers.regularise import Rate, drop_path_rates, dropout
 from lookupjax.layers.rngs import Keys
+from lookupjax.models.published import Published
 from lookupjax.models.vit import SIZES, Block, ViT, add_branch
 
 FGVC = dict(pos_grid=(28, 28), num_classes=200)  # 448 x 448 pixels, CUB-200-2011
@@ -40,6 +41,12 @@ VARIANTS: dict[str, dict] = {
     "b16_reid": SIZES["b"] | dict(pos_grid=(16, 8), num_classes=751, ratio=0.3),  # Market-1501, 256 x 128
 }
 INPUT_SIZE = {name: (448, 448) for name in ("t16", "s16", "b16")} | {"mu": (32, 32), "b16_reid": (256, 128)}
+COUNTED = "counts of the data sheet's reference model; the paper gives them relative to its baseline"
+PUBLISHED = {
+    "t16": Published(6_159_760, 7.12 + 0.111, size=(448, 448), source=COUNTED, note="CUB-200-2011: 84.6 %"),
+    "s16": Published(23_820_688, size=(448, 448), source=COUNTED),
+    "b16": Published(93_647_248, size=(448, 448), source=COUNTED, note="for 200 classes"),
+}
 PWCA = ("mutual", "self")
 
 

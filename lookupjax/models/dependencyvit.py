@@ -26,12 +26,14 @@ from jaxtyping import Array, Float, Int
 
 from lookupjax.attention.reversed import ReversedAttention, dependency_mask
 from lookupjax.errors import UserError
+from lookupjax.layers.conv import conv
 from lookupjax.layers.embed import PatchEmbed, token_grid
 from lookupjax.layers.init import normal_linears
 from lookupjax.layers.mlp import Mlp
 from lookupjax.layers.norm import LayerNorm
 from lookupjax.layers.position import flatten_grid, position_table, resize_grid
 from lookupjax.layers.regularise import Rate, dropout
+from lookupjax.models.published import Published
 from lookupjax.models.stack import run_blocks
 from lookupjax.models.vit import LayerScale, add_branch
 
@@ -44,6 +46,14 @@ VARIANTS: dict[str, dict] = {
     "t_pos": SIZES["t"] | dict(pos_embed=True),
 }
 INPUT_SIZE = {"mu": (32, 32)}
+MEASURED = "timm pull request 2062; accuracy: the paper, not confirmed"
+PUBLISHED = {
+    "t": Published(5_929_000, 1.301, top1=75.4, source=MEASURED),
+    "t_pos": Published(5_966_632, 1.301, source=MEASURED),
+    "s": Published(22_916_200, 4.769, top1=82.1, source=MEASURED),
+    "lite_t": Published(5_929_000, 0.853, top1=73.7, source=MEASURED),
+    "lite_s": Published(22_916_200, 3.150, top1=80.6, source=MEASURED),
+}
 SCORES = ("message", "received")
 
 
@@ -90,9 +100,7 @@ class PositionGenerator(nnx.Module):
     """x + depthwise 3x3 convolution of the token map (CPVT, arXiv 2102.10882)."""
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            dim, dim, (3, 3), padding=((1, 1), (1, 1)), feature_group_count=dim, dtype=dtype, rngs=rngs
-        )
+        self.conv = conv(dim, dim, 3, padding=1, groups=dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], grid: tuple[int, ...]) -> Float[Array, "b n d"]:
         return x + self.conv(x.reshape(x.shape[0], *grid, x.shape[-1])).reshape(x.shape)

@@ -36,4 +36,4 @@ def batch_hard_triplet(
     nearest = jnp.where(same, jnp.inf, distance).min(1)
     counts = positive.any(1) & ~same.all(1)
     loss = jnp.maximum(jnp.where(counts, farthest - nearest, -jnp.inf) + margin, 0.0)
-    return loss.sum() / jnp.maximum(counts.sum(), 1)
+    return loss.sum() / jnp.maximum(counts.sum(), 1).astype(loss.dtype)
