@@ -97,7 +97,7 @@ def set_override(config: ConfigDict, override: str) -> None:
     key, equals, text = override.removeprefix("--config.").partition("=")
     if not equals:
         raise UserError(f"{override!r}: write overrides as --config.key=value")
-    set_key(config, key, _literal(text))
+    set_key(config, key, parse_literal(text))
 
 
 def _read_file(path_and_argument: str) -> ConfigDict:
@@ -171,7 +171,7 @@ def apply_changes(config: ConfigDict, changes: dict) -> ConfigDict:
     return changed
 
 
-def _literal(text: str) -> Any:
+def parse_literal(text: str) -> Any:
     """A Python literal, true/false, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
+from lookupjax.analysis.throughput import Speed
+
 # Okabe & Ito: told apart with any colour vision. A run has the same colour in every picture.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "oDs^vPX"
@@ -157,6 +159,31 @@ def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndar
         for axes in rows.ravel():
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _save(figure, path)
+
+
+def speed_bars(groups: dict[str, dict[str, Speed]], path: Path) -> None:
+    """Images per second: a panel for each setting, a bar for each contender, its quartiles as the error."""
+    most = max(len(speeds) for speeds in groups.values())
+    with rc_context(LOOK):
+        figure = Figure(figsize=(9, len(groups) * (0.55 * most + 1.2)), layout="constrained")
+        for axes, (setting, speeds) in zip(np.ravel(figure.subplots(len(groups))), groups.items()):
+            names = list(speeds)
+            medians = [speed.median for speed in speeds.values()]
+            low = [speed.median - speed.low for speed in speeds.values()]
+            high = [speed.high - speed.median for speed in speeds.values()]
+            colours = [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+            axes.barh(names, medians, xerr=(low, high), color=colours, height=0.65, capsize=4)
+            for row, (median, over) in enumerate(zip(medians, high)):
+                ratio = f"{median:,.1f}" + (f" ({median / medians[0]:.2f}x)" if row else "")
+                axes.annotate(
+                    ratio, (median + over, row), xytext=(6, 0), textcoords="offset points", va="center"
+                )
+            axes.set_xlim(0, 1.3 * max(medians))
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+            axes.set_title(setting, loc="left")
+        axes.set_xlabel("images per second")
         _save(figure, path)
 
 

@@ -1,7 +1,6 @@
 """The comparison of trained runs: a Markdown table and pictures, in one directory."""
 
 import math
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from flax import nnx
 from lookupjax.analysis import plots
 from lookupjax.analysis.attention import footprints
 from lookupjax.analysis.counts import count_params, count_products, trace_model
-from lookupjax.analysis.throughput import Speed, images_per_second
+from lookupjax.analysis.throughput import Speed, device_name, images_per_second
 from lookupjax.grids import parse_grid
 
 SHOWN = 4  # images in an attention picture
@@ -74,9 +73,9 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
         *_table(runs, macs, speeds, reference),
         "",
         "MACs: multiply-accumulates of the matrix products and convolutions for one image, counted in the "
-        f"program. Speed: forward passes in batches of {len(batch)} on {_device()}; median of interleaved "
-        "rounds, ± half the distance between their quartiles. On a shared machine only the ratios mean "
-        "something.",
+        f"program. Speed: forward passes in batches of {len(batch)} on {device_name()}; median of "
+        "interleaved rounds, ± half the distance between their quartiles. On a shared machine only the "
+        "ratios mean something.",
         "",
         "![test accuracy against cost](accuracy_macs.png)",
         "",
@@ -126,13 +125,6 @@ def _points(run: Run, macs: dict[str, int]) -> list[plots.Point]:
         error = math.sqrt(p * (1 - p) / examples) if examples else 0.0
         points.append(plots.Point(grid or run.name, macs[run.contender(grid)], p, error))
     return points
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return f"{os.cpu_count()} CPU cores"
-    return f"one {device.device_kind}"
 
 
 def _speeds(runs: list[Run], batch: jax.Array) -> dict[str, Speed]:

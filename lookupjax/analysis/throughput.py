@@ -1,5 +1,6 @@
 """Images per second of several contenders, visited in turn so that all see the same machine."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,3 +45,11 @@ def images_per_second(
             speeds[name].append(calls * images_per_call / (now - start))
     quartiles = {name: np.percentile(values, (50, 25, 75)) for name, values in speeds.items()}
     return {name: Speed(*map(float, values)) for name, values in quartiles.items()}
+
+
+def device_name() -> str:
+    """What is measured on, as a report says it."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"{os.cpu_count()} CPU cores"
+    return f"one {device.device_kind}"
