@@ -17,6 +17,7 @@ from lookupjax import cli
 from lookupjax.config import apply_changes, load_config
 from lookupjax.errors import UserError
 from lookupjax.report import report_workdir
+from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.loop import Interrupted, train
 from lookupjax.training.sharding import make_mesh
@@ -48,24 +49,31 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--override", action="store_true", help="accept a work directory of another config")
+    distributed.add_flags(parser)
     args, rest = parser.parse_known_args(argv)
     strange = [text for text in rest if not text.startswith("--config.")]
     if strange:
         raise UserError(f"unknown argument {strange[0]!r}; config keys are set with --config.key=value")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    distributed.start(args)
     use_compilation_cache()
+    with distributed.leave_together():
+        return run_all(args, rest)
 
-    config = load_config(args.config, rest)
+
+def run_all(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains the config and then its baselines; the exit status."""
+    config = load_config(args.config, overrides)
     changes = config.baselines.to_dict()
-    runs = {"": resolve(config)}
-    for name, change in changes.items():
-        runs[name] = resolve(apply_changes(config, change))
+    runs = {"": config} | {name: apply_changes(config, change) for name, change in changes.items()}
+    runs = distributed.first_process_first(lambda: {name: resolve(run) for name, run in runs.items()})
     try:
         for name, run in runs.items():
             workdir = args.workdir / "baselines" / name if name else args.workdir
             run_one(run, workdir, name or run.model.name, args.override)
     except Interrupted as interrupt:
-        print(interrupt)
+        if jax.process_index() == 0:
+            print(interrupt)
         return EXIT_INTERRUPTED
     if config.report and jax.process_index() == 0:
         print(f"report: {report_workdir(args.workdir)}")

@@ -23,7 +23,7 @@ from lookupjax.data.loader import EvalBatches
 from lookupjax.data.sources import DatasetInfo, dataset_info
 from lookupjax.grids import format_grid
 from lookupjax.tasks.base import Task
-from lookupjax.training.sharding import check_batch_size, global_batch
+from lookupjax.training.sharding import batch_share, check_batch_size, global_batch
 from lookupjax.training.state import merge_model
 
 Call = tuple[tuple[str, Any], ...]
@@ -98,12 +98,13 @@ class Context:
         config = self.data_config(changes)
         key = json.dumps([split, config.to_dict()], sort_keys=True, default=str)
         if key not in self._batches:
+            index, count = batch_share(self.mesh)
             self._batches[key] = EvalBatches(
                 config,
                 split or config.eval_split,
                 self.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                process_index=index,
+                process_count=count,
             )
         return self._batches[key]
 

@@ -4,7 +4,6 @@ Restore priority: the newest readable checkpoint of the work directory, else the
 """
 
 import math
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from lookupjax.data.loader import train_iterator
 from lookupjax.errors import UserError
 from lookupjax.evaluation import create_evaluators, describe, flatten_results, run_evaluators
 from lookupjax.evaluation.context import Call, call_name
-from lookupjax.training import sharding
+from lookupjax.training import distributed, sharding
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
 from lookupjax.training.metrics import MetricWriter
@@ -135,17 +134,6 @@ def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter:
         return dict(zip(calls, pool.map(compiled, calls)))
 
 
-@contextmanager
-def catch_sigterm() -> Iterator[list[int]]:
-    """Collects SIGTERM instead of dying; the list is non-empty once it came."""
-    received: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState, dict]:
     """Trains to config.steps and returns (state, final evaluation {grid text: figures}).
 
@@ -155,12 +143,17 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
     """
     config, mesh = experiment.config, experiment.mesh
     sharding.check_batch_size(config.batch_size, mesh, "config.batch_size", config.accumulate)
-    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    data = train_iterator(config.data, config.batch_size, config.seed, **processes)
+    index, count = sharding.batch_share(mesh)
+    data = train_iterator(
+        config.data, config.batch_size, config.seed, process_index=index, process_count=count
+    )
     context = experiment.context(experiment.calls(), workdir / "evaluation")
     evaluators = create_evaluators(config.evaluators.to_dict(), context)
 
-    with Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints, catch_sigterm() as term:
+    with (
+        Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints,
+        distributed.preemption() as preempted,
+    ):
         restored = checkpoints.restore(experiment.abstract_state)
         if restored is None:
             state = experiment.create_state()
@@ -219,7 +212,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                     window = Window()
                 if config.eval_every and step % config.eval_every == 0 and step < config.steps:
                     evaluate()
-                if term:
+                if preempted(step):
                     save()
                     checkpoints.wait()
                     raise Interrupted(f"SIGTERM: saved step {step}; start again to go on")

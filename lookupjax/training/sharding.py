@@ -81,6 +81,27 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal parts of every batch this process reads.
+
+    Processes whose devices hold the same rows (tensor parallelism across hosts) read the same part.
+
+    Raises:
+      UserError: when the mesh gives the processes unequal or overlapping parts.
+    """
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in NamedSharding(mesh, BATCH).devices_indices_map((mesh.size,)).items():
+        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    total = len(set().union(*parts))
+    if any(len(part) * len(parts) != total for part in parts):
+        raise UserError(
+            f"mesh {dict(mesh.shape)} splits the batch unevenly over {len(rows)} processes; let data x fsdp "
+            "be a multiple or a divisor of the number of processes"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, what: str, parts: int = 1) -> None:
     """Raises UserError unless every device of every microbatch gets the same number of examples."""
     split = mesh.shape["data"] * mesh.shape["fsdp"] * parts
