@@ -59,9 +59,7 @@ def start(environment, root, workdir: Path, processes: int) -> list[subprocess.P
             command += [*flags, f"--heartbeat_timeout={HEARTBEAT}"]
         with (workdir / f"log.{i}").open("w") as log:
             changes = {"JAX_NUM_CPU_DEVICES": str(4 // processes)}
-            job.append(
-                subprocess.Popen(command, cwd=root, env=environment | changes, stdout=log, stderr=log)
-            )
+            job.append(subprocess.Popen(command, cwd=root, env=environment | changes, stdout=log, stderr=log))
     return job
 
 
@@ -90,14 +88,6 @@ def wait_for_step(job: list[subprocess.Popen], workdir: Path, step: int) -> None
 
 def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-
-
-@pytest.fixture(scope="module")
-def reference(environment, root, tmp_path_factory):
-    """The same run in one process, never interrupted."""
-    workdir = tmp_path_factory.mktemp("one") / "run"
-    assert finish(start(environment, root, workdir, 1), workdir) == [0], log(workdir, 0)
-    return workdir
 
 
 def run(environment, root, workdir: Path, processes: int) -> None:
