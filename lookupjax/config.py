@@ -58,6 +58,8 @@ def default_config() -> ConfigDict:
                 timescale=10_000,  # of rsqrt
                 cooldown_steps=0,  # of rsqrt
             ),
+            # MixUp and CutMix: their Beta parameters (0: off), see lookupjax.data.mixing
+            mixing=dict(mixup=0.0, cutmix=0.0, switch=0.5, probability=1.0, per="batch"),
             accumulate=1,  # microbatches per step
             ema=0.0,  # decay of the parameters' moving average, which is then what is evaluated; 0: none
             frozen=(),  # patterns of parameters that are not trained

@@ -12,11 +12,16 @@ def default_data_config() -> ConfigDict:
             train_split="train",
             eval_split="test",
             channels=3,  # 3 decodes to RGB, 1 to grey
+            # what of an example goes into the batch beside "image" and "label"; (): every number and array
+            batch_keys=(),
             # what follows decoding, in order: dicts of a transform's "name" and its arguments
             train_transforms=(dict(name="normalize"),),
             eval_transforms=(dict(name="normalize"),),
+            repeats=1,  # repeated augmentation: views of each example in a batch (DeiT: 3)
             cache=False,  # keep decoded examples in memory (small datasets)
+            max_corrupt=0.01,  # share of a split's records that may be unreadable before training stops
             threads=4,  # that read and transform ahead
+            workers=0,  # processes that do so instead, `threads` in each; for more than about 8 cores
             prefetch=64,  # examples read ahead
         )
     )

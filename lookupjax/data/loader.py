@@ -2,50 +2,95 @@
 
 Training: example i of the endless shuffled sequence depends on (seed, i) alone, augmentation included, and
 batch s holds examples s B .. (s + 1) B - 1, of which each process takes its contiguous share. So the
-iterator's position is the step, whatever the number of processes, threads or restarts.
+iterator's position is the step, whatever the number of processes, threads, workers or restarts.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from ml_collections import ConfigDict
 
 from lookupjax.data.sources import Source, open_source
-from lookupjax.data.transforms import apply, build_transforms, decode_image
+from lookupjax.data.transforms import apply_example, build_transforms, decode_image
 from lookupjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
+LOOK_AHEAD = 100  # records tried in place of an unreadable one
+
+cv2.setNumThreads(0)  # the loader's own threads and workers use the cores
+log = logging.getLogger(__name__)
 
 
 class Decoded:
-    """A source with its images decoded; with `cache`, each of them only once."""
+    """A source with its images decoded; with `cache`, each of them only once.
 
-    def __init__(self, source: Source, channels: int, cache: bool):
-        self.source, self.channels = source, channels
-        self.cache: dict[int, dict[str, Any]] | None = {} if cache else None
+    A record that cannot be read or decoded is logged with its key, counted, and replaced by the next
+    readable one of the split, so that the sequence of examples stays a function of the index. When more
+    than `max_corrupt` of all records have turned out unreadable, that is an error.
+    """
+
+    def __init__(self, source: Source, config: ConfigDict):
+        self.source, self.channels, self.max_corrupt = source, config.channels, config.max_corrupt
+        self.cache: dict[int, dict[str, Any]] | None = {} if config.cache else None
+        self.corrupt: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.readable(index)[0]
+
+    def readable(self, index: int) -> tuple[dict[str, Any], bool]:
+        """(the example at `index` or the one that stands for it, whether it is the one asked for)."""
+        for ahead in range(min(LOOK_AHEAD, len(self))):
+            example = self.read((index + ahead) % len(self))
+            if example is not None:
+                return example, ahead == 0
+        raise UserError(f"records {index} to {index + LOOK_AHEAD} of the dataset are all unreadable")
+
+    def read(self, index: int) -> dict[str, Any] | None:
+        """The decoded example, or None when it is corrupt."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        example = self.source[index]
+        if index in self.corrupt:
+            return None
+        key: Any = index
         try:
-            image = decode_image(example["image"], self.channels)
-        except ValueError as error:
-            raise UserError(f"example {index} of the dataset is {error}") from None
-        decoded = {"image": image, "label": np.int32(example["label"])}
+            example = self.source[index]
+            key = _text(example.get("file_name", index))
+            decoded = dict(example)
+            if "image" in example:
+                decoded["image"] = decode_image(example["image"], self.channels)
+        except (ValueError, RuntimeError) as error:
+            self._count(index, key, error)
+            return None
         if self.cache is not None:
             self.cache[index] = decoded
         return decoded
 
+    def _count(self, index: int, key: Any, error: Exception) -> None:
+        self.corrupt.add(index)
+        count, total = len(self.corrupt), len(self)
+        log.warning("record %s is corrupt and left out (%s); %d of %d so far", key, error, count, total)
+        if count > self.max_corrupt * total:
+            raise UserError(
+                f"{count} of {total} records are corrupt, the last one {key}: more than "
+                f"config.data.max_corrupt={self.max_corrupt}; prepare the dataset again or raise the limit"
+            )
+
+
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
 
 def _decoded(config: ConfigDict, split: str) -> Decoded:
-    return Decoded(open_source(config.name, split, config.dir), config.channels, config.cache)
+    return Decoded(open_source(config.name, split, config.dir), config)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -54,44 +99,119 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def stack(examples: list[dict[str, Any]]) -> Batch:
-    """A batch of examples.
+def stack(examples: list[dict[str, Any]], keys: tuple[str, ...] = ()) -> Batch:
+    """A batch of examples: of "image", "label" and `keys`, or of every number and array (no texts).
+
+    Integers become int32, floats float32.
 
     Raises:
-      UserError: when their images differ in size.
+      UserError: when a key is missing, or its arrays differ in size.
     """
-    shapes = {example["image"].shape for example in examples}
-    if len(shapes) > 1:
-        raise UserError(
-            f"images of different sizes in one batch, such as {sorted(shapes)[:2]}; add a transform, "
-            'such as {"name": "resize", "size": (224, 224)}'
-        )
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    batch = {}
+    for key in dict.fromkeys(("image", "label", *keys)) if keys else examples[0]:
+        if keys and key not in examples[0]:
+            if key in keys:
+                raise UserError(
+                    f"examples have no {key!r} (config.data.batch_keys); they have {sorted(examples[0])}"
+                )
+            continue
+        values = [np.asarray(example[key]) for example in examples]
+        if values[0].dtype.kind not in "biuf":
+            if key in keys:
+                raise UserError(
+                    f"{key!r} (config.data.batch_keys) is text; turn it into numbers with a transform"
+                )
+            continue
+        shapes = sorted({value.shape for value in values})
+        if len(shapes) > 1 and key == "image":
+            raise UserError(
+                f"images of different sizes in one batch, such as {shapes[:2]}; add a transform, "
+                'such as {"name": "resize", "size": (224, 224)}'
+            )
+        if len(shapes) > 1:
+            raise UserError(
+                f"{key!r} has different sizes in one batch, such as {shapes[:2]}; pad it with a transform or "
+                "leave it out of config.data.batch_keys"
+            )
+        batch[key] = np.stack(values).astype(NARROW.get(values[0].dtype, values[0].dtype), copy=False)
+    return batch
+
+
+class Repeated(grain.MapDataset):
+    """Repeated augmentation (arXiv 1901.09335): a batch of B holds B / repeats examples, each `repeats`
+    times, at places B / repeats apart."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, repeats: int):
+        super().__init__(parent)
+        self.batch_size, self.repeats = batch_size, repeats
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self.batch_size)
+        distinct = self.batch_size // self.repeats
+        return self._parent[batch * distinct + place % distinct]
+
+
+class TrainIterator:
+    """Iterates over batches from a position on, in threads or, with `workers`, in processes."""
+
+    def __init__(self, batches: grain.MapDataset, config: ConfigDict, local: int):
+        self.batches, self.workers = batches, config.workers
+        ahead = max(config.threads, config.prefetch // local)
+        self.options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
+        self.position = 0
+        self.iterator: Iterator[Batch] | None = None
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        if self.iterator is None:
+            dataset = self.batches[self.position :].to_iter_dataset(self.options)
+            if self.workers:
+                dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
+            self.iterator = iter(dataset)
+        self.position += 1
+        return next(self.iterator)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position, self.iterator = state["next_index"], None
 
 
 def train_iterator(
     config: ConfigDict, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
-    """An endless iterator of this process's {"image": (b, h, w, c) float32, "label": (b,) int32}.
+) -> TrainIterator:
+    """An endless iterator of this process's {"image": (b, h, w, c), "label": (b,) int32, ...}.
 
     `get_state()` and `set_state(...)` give and set its position.
     """
     local = _local_size(batch_size, process_count)
-    transforms = build_transforms(config.train_transforms)
+    if batch_size % config.repeats:
+        raise UserError(
+            f"a batch of {batch_size} cannot hold every example {config.repeats} times (data.repeats)"
+        )
+    transforms, keys = build_transforms(config.train_transforms), tuple(config.batch_keys)
 
     def augment(example: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        return example | {"image": apply(transforms, example["image"], random)}
+        return apply_example(transforms, example, random)
 
-    examples = grain.MapDataset.source(_decoded(config, config.train_split)).seed(seed)
-    batches = examples.shuffle().repeat().random_map(augment).batch(local, batch_fn=stack)
-    options = grain.ReadOptions(
-        num_threads=config.threads, prefetch_buffer_size=max(config.threads, config.prefetch // local)
-    )
-    return iter(batches[process_index::process_count].to_iter_dataset(options))
+    examples = grain.MapDataset.source(_decoded(config, config.train_split)).seed(seed).shuffle().repeat()
+    if config.repeats > 1:
+        examples = Repeated(examples, batch_size, config.repeats)
+    batches = examples.random_map(augment).batch(local, batch_fn=lambda group: stack(group, keys))
+    return TrainIterator(batches[process_index::process_count], config, local)
 
 
 class EvalBatches:
-    """The examples of a split once, in order, in batches with a "mask": 1 for real examples, 0 for padding.
+    """The examples of a split once, in order, in batches with a "mask": 1 for real examples, 0 for padding
+    and for records that are corrupt.
 
     Every process gets the same number of batches of the same size. Can be iterated any number of times.
     """
@@ -106,7 +226,7 @@ class EvalBatches:
         process_count: int = 1,
     ):
         self.source = _decoded(config, split)
-        self.transforms = build_transforms(config.eval_transforms)
+        self.transforms, self.keys = build_transforms(config.eval_transforms), tuple(config.batch_keys)
         self.local = _local_size(batch_size, process_count)
         self.batch_size, self.process_index = batch_size, process_index
         self.threads = config.threads
@@ -130,10 +250,10 @@ class EvalBatches:
     def batch(self, number: int) -> Batch:
         """This process's share of batch `number`."""
         first = number * self.batch_size + self.process_index * self.local
-        indices = range(first, first + self.local)
         last = len(self.source) - 1
-        examples = [dict(self.source[min(i, last)]) for i in indices]
-        for example in examples:
-            example["image"] = apply(self.transforms, example["image"])
-        mask = np.asarray([i <= last for i in indices], np.float32)
-        return stack(examples) | {"mask": mask}
+        examples, mask = [], []
+        for index in range(first, first + self.local):
+            example, found = self.source.readable(min(index, last))
+            examples.append(apply_example(self.transforms, example))
+            mask.append(found and index <= last)
+        return stack(examples, self.keys) | {"mask": np.asarray(mask, np.float32)}

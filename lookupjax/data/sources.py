@@ -29,7 +29,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a config needs to know of a dataset."""
+    """What a config needs to know of a dataset; 0 classes where it has no class "label"."""
 
     num_classes: int
     class_names: tuple[str, ...]
@@ -94,13 +94,15 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
       UserError: when there is no such dataset.
     """
     info = _prepared(name, directory).info
-    label = info.features["label"]
+    label = dict(info.features.items()).get("label")
     splits = {split: n.num_examples for split, n in info.splits.items()}
+    if not isinstance(label, tfds.features.ClassLabel):
+        return DatasetInfo(0, (), splits)
     return DatasetInfo(label.num_classes, tuple(label.names), splits)
 
 
 def open_source(name: str, split: str, directory: str = "") -> Source:
-    """The examples of a split: dicts with the encoded "image" (bytes) and "label" (int).
+    """The examples of a split: dicts with the encoded "image" (bytes), "label" (int) and what else there is.
 
     Raises:
       UserError: when there is no such dataset or split.
@@ -109,4 +111,5 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
     splits = list(builder.info.splits)
     if split.partition("[")[0] not in splits:
         raise UserError(f"{name} has no split {split!r}{nearest(split, splits)}; it has {splits}")
-    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
+    return builder.as_data_source(split=split, decoders=decoders)

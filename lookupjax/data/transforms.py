@@ -1,20 +1,37 @@
-"""Image transforms: small frozen dataclasses, applied in order to one example's image.
+"""Transforms: small frozen dataclasses, applied in order to one example.
 
-Deterministic ones are called with the image, random ones with (image, numpy Generator). In a config they
-are dicts of a "name" and the arguments: ({"name": "random_affine", "degrees": 10.0}, {"name": "normalize"}).
+In a config they are dicts of a "name" and the arguments:
+({"name": "random_resized_crop", "size": (224, 224)}, {"name": "random_flip"}, {"name": "normalize"}).
+`TRANSFORMS` lists ours; "package.module:Class" names one defined elsewhere. Two class attributes say how
+one is called:
+
+    random = True   also gets a numpy Generator that depends on (seed, position) alone
+    whole = True    gets and returns the whole example (a dict), not its "image": tokenising a text,
+                    moving boxes with a crop, choosing keys
 """
 
 import dataclasses
+import importlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
+from lookupjax.data import colour
+from lookupjax.data.rand_augment import RandAugment
+from lookupjax.data.resize import (
+    ANTIALIASED,
+    Image,
+    antialiased_window,
+    check_interpolation,
+    resize_image,
+    with_channels,
+)
 from lookupjax.errors import UserError, nearest
-
-Image = np.ndarray  # (h, w, c), uint8 until Normalize, then float32
 
 
 def decode_image(encoded: bytes, channels: int) -> Image:
@@ -30,34 +47,122 @@ def decode_image(encoded: bytes, channels: int) -> Image:
         image = None
     if image is None:
         raise ValueError("not an image that can be decoded")
-    return image[:, :, None] if channels == 1 else image
-
-
-def _with_channels(image: Image) -> Image:
-    return image[:, :, None] if image.ndim == 2 else image
+    return with_channels(image)
 
 
 @dataclass(frozen=True)
 class Resize:
-    """To `size` = (height, width): area averaging when shrinking, bilinear when growing."""
+    """To `size` = (height, width), whatever the aspect ratio; see `resize_image` for the interpolations."""
 
     size: tuple[int, int]
+    interpolation: str = "auto"
+
+    def __post_init__(self):
+        check_interpolation(self.interpolation)
+
+    def __call__(self, image: Image) -> Image:
+        return resize_image(image, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class ResizeShortSide:
+    """The shorter side to `size` pixels, the aspect ratio kept (the longer side is rounded down)."""
+
+    size: int
+    interpolation: str = "auto"
+
+    def __post_init__(self):
+        check_interpolation(self.interpolation)
+
+    def __call__(self, image: Image) -> Image:
+        return resize_image(image, short_side_size(image.shape[:2], self.size), self.interpolation)
+
+
+def short_side_size(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """(height, width) of an image whose shorter side becomes `size`."""
+    height, width = shape
+    return (size, size * width // height) if height <= width else (size * height // width, size)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """The usual evaluation view: the shorter side to floor(max(size) / crop_pct), then the centre.
+
+    Args:
+      size: (height, width) of the result.
+      crop_pct: share of the resized shorter side that is kept (0.875: resize 256, crop 224); None crops
+        without resizing, images smaller than `size` are then padded with zeros.
+    """
+
+    size: tuple[int, int]
+    crop_pct: float | None = 0.875
+    interpolation: str = "auto"
+
+    def __post_init__(self):
+        check_interpolation(self.interpolation)
 
     def __call__(self, image: Image) -> Image:
         height, width = self.size
-        if image.shape[:2] == (height, width):
-            return image
-        shrinks = height * width < image.shape[0] * image.shape[1]
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        return _with_channels(cv2.resize(image, (width, height), interpolation=how))
+        whole = image.shape[:2]
+        if self.crop_pct is not None:
+            whole = short_side_size(whole, math.floor(max(self.size) / self.crop_pct + 1e-6))
+        top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
+        if self.crop_pct is not None and self.interpolation in ANTIALIASED and top >= 0 and left >= 0:
+            return antialiased_window(image, whole, top, left, self.size, self.interpolation)
+        image = resize_image(image, whole, self.interpolation)
+        above, before = max(-top, 0), max(-left, 0)
+        if above or before:
+            below, after = height - whole[0] - above, width - whole[1] - before
+            pads = (above, max(below, 0), before, max(after, 0))
+            image = with_channels(cv2.copyMakeBorder(image, *pads, cv2.BORDER_CONSTANT, value=0))
+        top, left = max(top, 0), max(left, 0)
+        return image[top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Inception's crop (arXiv 1409.4842): a random share of the area at a random aspect ratio, resized.
+
+    Ten tries of area share uniform in `area` and width / height log-uniform in `ratio`, at a uniform
+    place; when none fits, the largest centred crop with a ratio in range.
+    """
+
+    size: tuple[int, int]
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "auto"
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_interpolation(self.interpolation)
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        top, left, height, width = self.box(image.shape[0], image.shape[1], random)
+        return resize_image(image[top : top + height, left : left + width], self.size, self.interpolation)
+
+    def box(self, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the crop in an image of that size."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            target = height * width * random.uniform(*self.area)
+            ratio = math.exp(random.uniform(low, high))
+            w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
 
 
 @dataclass(frozen=True)
 class RandomFlip:
     """Left-right, with probability one half."""
 
+    random: ClassVar[bool] = True
+
     def __call__(self, image: Image, random: np.random.Generator) -> Image:
-        return image[:, ::-1] if random.random() < 0.5 else image
+        return with_channels(cv2.flip(image, 1)) if random.random() < 0.5 else image
 
 
 @dataclass(frozen=True)
@@ -71,13 +176,86 @@ class RandomAffine:
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 
+    random: ClassVar[bool] = True
+
     def __call__(self, image: Image, random: np.random.Generator) -> Image:
         height, width = image.shape[:2]
         angle = random.uniform(-self.degrees, self.degrees)
         scale = random.uniform(*self.scale)
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
         matrix[:, 2] += random.uniform(-self.translate, self.translate, 2) * (width, height)
-        return _with_channels(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR))
+        return with_channels(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR))
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast and saturation factors uniform in [1 - s, 1 + s], in random order.
+
+    `hue` turns by up to that share of the circle (at most 0.5).
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.0
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        steps = (
+            (colour.brightness, self.brightness),
+            (colour.contrast, self.contrast),
+            (colour.colour, self.saturation),
+            (colour.hue, self.hue),
+        )
+        for index in random.permutation(len(steps)):
+            function, strength = steps[index]
+            centre = 0.0 if function is colour.hue else 1.0
+            if strength:
+                image = function(
+                    image, random.uniform(max(centre - strength, centre - 1.0), centre + strength)
+                )
+        return image
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Replaces a random rectangle (arXiv 1708.04896); put it after normalisation.
+
+    Area share uniform in `area`, height / width log-uniform in `ratio`, ten tries. `fill`: "pixel" draws
+    every value from N(0, 1) (timm, DeiT), "colour" one per channel, "zero" is the mean colour.
+    """
+
+    probability: float = 0.25
+    area: tuple[float, float] = (0.02, 1 / 3)
+    ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    fill: str = "pixel"
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.fill not in ("pixel", "colour", "zero"):
+            raise UserError(f'random_erasing: fill={self.fill!r} is unknown; use "pixel", "colour" or "zero"')
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        if image.dtype == np.uint8:
+            raise UserError("random_erasing fills in normalised values; put it after normalize")
+        if random.random() >= self.probability:
+            return image
+        height, width, channels = image.shape
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            target = height * width * random.uniform(*self.area)
+            ratio = math.exp(random.uniform(low, high))
+            h, w = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if h < height and w < width:
+                top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
+                image = image.copy()
+                shape = {"pixel": (h, w, channels), "colour": (1, 1, channels), "zero": (1, 1, 1)}[self.fill]
+                noise = random.standard_normal(shape, np.float32)
+                image[top : top + h, left : left + w] = 0.0 if self.fill == "zero" else noise
+                return image
+        return image
 
 
 @dataclass(frozen=True)
@@ -88,17 +266,39 @@ class Normalize:
     std: tuple[float, ...] | float = 0.5
 
     def __call__(self, image: Image) -> Image:
-        scaled = image.astype(np.float32) * np.float32(1 / 255)
-        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        values = np.arange(256, dtype=np.float32)[:, None] * np.float32(1 / 255)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        table = np.broadcast_to((values - mean) / std, (256, image.shape[2]))
+        return with_channels(cv2.LUT(image, np.ascontiguousarray(table)[None]))
 
 
 TRANSFORMS = {
     "resize": Resize,
+    "resize_short_side": ResizeShortSide,
+    "centre_crop": CentreCrop,
+    "random_resized_crop": RandomResizedCrop,
     "random_flip": RandomFlip,
     "random_affine": RandomAffine,
+    "rand_augment": RandAugment,
+    "colour_jitter": ColourJitter,
+    "random_erasing": RandomErasing,
     "normalize": Normalize,
 }
-RANDOM = (RandomFlip, RandomAffine)
+
+
+def _transform_class(name: str) -> type:
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(
+            f"there is no transform {name!r}{nearest(name, TRANSFORMS)}; there are {list(TRANSFORMS)} "
+            'and any "package.module:Class"'
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"transform {name!r}: {error}") from None
 
 
 def build_transforms(specs: Iterable[dict]) -> list[Callable]:
@@ -111,28 +311,37 @@ def build_transforms(specs: Iterable[dict]) -> list[Callable]:
     for spec in specs:
         arguments = dict(spec)
         name = arguments.pop("name", "")
-        if name not in TRANSFORMS:
-            raise UserError(
-                f"there is no transform {name!r}{nearest(name, TRANSFORMS)}; there are {list(TRANSFORMS)}"
-            )
-        known = [field.name for field in dataclasses.fields(TRANSFORMS[name])]
+        kind = _transform_class(name)
+        known = [field.name for field in dataclasses.fields(kind)]
         for argument in arguments:
             if argument not in known:
                 raise UserError(
                     f"{name} has no argument {argument!r}{nearest(argument, known)}; it has {known}"
                 )
         try:
-            transforms.append(TRANSFORMS[name](**arguments))
+            transforms.append(kind(**arguments))
         except TypeError as error:
             raise UserError(f"transform {name}: {error}") from None
     return transforms
 
 
 def apply(transforms: Iterable[Callable], image: Image, random: np.random.Generator | None = None) -> Image:
+    """An image alone through the transforms of images, in order; those of whole examples are left out."""
+    images_only = [t for t in transforms if not getattr(t, "whole", False)]
+    return apply_example(images_only, {"image": image}, random)["image"]
+
+
+def apply_example(
+    transforms: Iterable[Callable], example: dict[str, Any], random: np.random.Generator | None = None
+) -> dict[str, Any]:
     """All transforms in order; the random ones draw from `random`."""
     for transform in transforms:
-        image = transform(image, random) if isinstance(transform, RANDOM) else transform(image)
-    return image
+        draws = (random,) if getattr(transform, "random", False) else ()
+        if getattr(transform, "whole", False):
+            example = transform(example, *draws)
+        else:
+            example = example | {"image": transform(example["image"], *draws)}
+    return example
 
 
 def read_image(path: str | Path, channels: int) -> Image:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lookupjax.data.mixing import Mixing
 from lookupjax.data.sources import dataset_info
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, Context
@@ -47,7 +48,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     info = dataset_info(config.data.name, config.data.dir)
     config = config.copy_and_resolve_references()
     with config.model.unlocked():
-        if "num_classes" not in config.model:
+        if "num_classes" not in config.model and info.num_classes:
             config.model.num_classes = info.num_classes
         if "channels" in known and "channels" not in config.model:
             config.model.channels = config.data.channels
@@ -73,6 +74,10 @@ class Experiment:
     @cached_property
     def task(self) -> Task:
         return create_task(self.config.task.to_dict(), self.abstract_model)
+
+    @property
+    def mixing(self) -> Mixing:
+        return Mixing(**self.config.mixing.to_dict(), num_classes=self.config.model.get("num_classes", 0))
 
     @cached_property
     def schedule(self) -> optax.Schedule:

@@ -106,6 +106,7 @@ def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter:
         experiment.optimizer,
         experiment.schedule,
         seed=config.seed,
+        mixing=experiment.mixing,
         frozen=config.frozen,
         accumulate=config.accumulate,
         ema=config.ema,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lookupjax.data.mixing import Mixing
 from lookupjax.layers.rngs import Keys
 from lookupjax.tasks.base import Task
 from lookupjax.training.state import TrainState, combine, merge_model, partition
@@ -22,6 +23,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     seed: int,
+    mixing: Mixing | None = None,
     frozen: tuple[str, ...] = (),
     accumulate: int = 1,
     ema: float = 0.0,
@@ -35,6 +37,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, call: tuple[tuple[str, Any], ...] = ()):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if mixing is not None and mixing.active:
+            key, mixing_key = jax.random.split(key)
+            batch = mixing(batch, mixing_key)
         trainable, fixed = partition(state.params, frozen)
 
         def loss_fn(trainable, stats, batch, key):
