@@ -125,11 +125,11 @@ class RandAugment:
     """
 
     n: int = 2
-    m: float = 9.0
+    m: float | int = 9.0
     operations: str = "paper"
-    std: float = 0.0
+    std: float | int = 0.0
     increasing: bool = False
-    probability: float = 1.0
+    probability: float | int = 1.0
     fill: tuple[int, ...] = (128, 128, 128)
     interpolation: str = "nearest"
 

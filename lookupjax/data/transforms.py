@@ -95,7 +95,7 @@ class CentreCrop:
     """
 
     size: tuple[int, int]
-    crop_pct: float | None = 0.875
+    crop_pct: float | int | None = 0.875
     interpolation: str = "auto"
 
     def __post_init__(self):
@@ -172,8 +172,8 @@ class RandomAffine:
     Uniform draws, bilinear sampling about the centre, black border.
     """
 
-    degrees: float = 0.0
-    translate: float = 0.0
+    degrees: float | int = 0.0
+    translate: float | int = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 
     random: ClassVar[bool] = True
@@ -194,10 +194,10 @@ class ColourJitter:
     `hue` turns by up to that share of the circle (at most 0.5).
     """
 
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.0
+    brightness: float | int = 0.4
+    contrast: float | int = 0.4
+    saturation: float | int = 0.4
+    hue: float | int = 0.0
 
     random: ClassVar[bool] = True
 
@@ -226,7 +226,7 @@ class RandomErasing:
     every value from N(0, 1) (timm, DeiT), "colour" one per channel, "zero" is the mean colour.
     """
 
-    probability: float = 0.25
+    probability: float | int = 0.25
     area: tuple[float, float] = (0.02, 1 / 3)
     ratio: tuple[float, float] = (0.3, 1 / 0.3)
     fill: str = "pixel"

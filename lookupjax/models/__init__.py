@@ -25,8 +25,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(names, pattern))
 
 
-def _resolve(name: str) -> tuple[typing.Any, str]:
-    """(module, variant) of a model name: the longest file name it starts with, then a variant."""
+def find_model(name: str) -> tuple[typing.Any, str]:
+    """(module, variant) of a model name: the longest file name it starts with, then a variant.
+
+    Raises:
+      UserError: for an unknown name, with the nearest one.
+    """
     for module_name in sorted(MODULES, key=len, reverse=True):
         if name.startswith(module_name + "_"):
             module = importlib.import_module(f"{__name__}.{module_name}")
@@ -47,7 +51,7 @@ def native_size(name: str) -> tuple[int, ...]:
 
 def model_options(name: str) -> dict[str, typing.Any]:
     """The constructor arguments of a model and what this variant sets them to."""
-    module, variant = _resolve(name)
+    module, variant = find_model(name)
     signature = inspect.signature(typing.get_type_hints(module.create)["return"].__init__)
     options = {k: p.default for k, p in signature.parameters.items() if k not in ("self", "rngs")}
     return options | module.VARIANTS[variant]
@@ -64,7 +68,7 @@ def create_model(name: str, *, rngs: nnx.Rngs | None = None, **overrides) -> nnx
     Raises:
       UserError: for an unknown name or option, with the nearest known one.
     """
-    module, variant = _resolve(name)
+    module, variant = find_model(name)
     known = model_options(name)
     for key in overrides:
         if key not in known:
