@@ -48,7 +48,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     info = dataset_info(config.data.name, config.data.dir)
     config = config.copy_and_resolve_references()
     with config.model.unlocked():
-        if "num_classes" not in config.model and info.num_classes:
+        if "num_classes" in known and "num_classes" not in config.model and info.num_classes:
             config.model.num_classes = info.num_classes
         if "channels" in known and "channels" not in config.model:
             config.model.channels = config.data.channels
