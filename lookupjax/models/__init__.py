@@ -45,7 +45,7 @@ def find_model(name: str) -> tuple[typing.Any, str]:
 
 def native_size(name: str) -> tuple[int, ...]:
     """(height, width) or (frames, height, width) of a model: its file's `INPUT_SIZE`, otherwise 224 x 224."""
-    module, variant = _resolve(name)
+    module, variant = find_model(name)
     return tuple(getattr(module, "INPUT_SIZE", {}).get(variant, (224, 224)))
 
 
