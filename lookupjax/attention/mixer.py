@@ -7,12 +7,19 @@ not allow it declares in the class attributes below, and asking for it raises.
 Taps. Inside its call a mixer passes named intermediate values (q, k, v, scores, weights, output)
 through `self.tap(name, value)`. Untouched, that is the identity and costs nothing. `with_taps`
 returns a copy of a model, sharing its parameters, in which one function sees every tap and may
-return something else in its place: reading and intervening are the same mechanism.
+return something else in its place: reading and intervening are the same mechanism. The names mean the
+same everywhere: "weights" is the whole map (b, heads, queries, keys) that multiplies v, even in a mixer
+that never forms it otherwise (it then does so for a listener, `self.tapped`).
+
+Auxiliary losses. A mixer that adds to the training loss (a balance of its routing) sets `has_aux_loss`
+and implements `mix`, which returns (output, loss); models call `mix` and hand the mean over their layers
+on as the output "aux_loss".
 """
 
 from collections import Counter
 from collections.abc import Callable, Collection
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -28,12 +35,25 @@ class TokenMixer(nnx.Module):
     supports_mask = False  # a boolean mask over (queries, keys)
     supports_causal = False  # each token attends to itself and earlier ones only
     needs_grid = False  # `grid` must be given: the mathematics uses the 2-D layout
+    supports_prefix = False  # (with needs_grid) tokens before the grid; takes `prefix=` in the constructor
+    has_aux_loss = False  # `mix` returns a loss to be added in training
 
     tap_fn: Callable[[str, Array], Array] | None = None
 
     def tap(self, name: str, value: Array) -> Array:
         """Shows `value` to whoever listens under `name`; returns it or what replaces it."""
         return value if self.tap_fn is None else self.tap_fn(name, value)
+
+    @property
+    def tapped(self) -> bool:
+        """Whether anyone listens."""
+        return self.tap_fn is not None
+
+    def mix(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, **call
+    ) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
+        """(output, auxiliary loss): a call that also returns what the mixer adds to the training loss."""
+        return self(x, context, **call), jnp.zeros(())
 
     def check_call(
         self,

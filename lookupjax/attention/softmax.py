@@ -35,6 +35,15 @@ def attention_scores(q: Float[Array, "b h m c"], k: Float[Array, "b h n c"]) -> 
     return scores / math.sqrt(q.shape[-1])
 
 
+def causal_mask(
+    scores: Float[Array, "b h m n"], mask: Bool[Array, "#b #h m n"] | None = None
+) -> Bool[Array, "#b #h m n"]:
+    """True for each query's own and earlier keys, where `mask` is True too; the last query sees all keys."""
+    m, n = scores.shape[-2:]
+    order = jnp.tril(jnp.ones((m, n), bool), k=n - m)[None, None]
+    return order if mask is None else mask & order
+
+
 def check_heads(dim: int, num_heads: int) -> None:
     if dim % num_heads:
         raise UserError(f"dim={dim} cannot be split into num_heads={num_heads} equal heads")
@@ -113,9 +122,7 @@ class SoftmaxAttention(TokenMixer):
         k = self.tap("k", self.k_norm(self.k(source)))
         v = self.tap("v", split_heads(self.v(source), self.num_heads))
         scores = self.tap("scores", attention_scores(q, k))
-        if causal:
-            order = jnp.tril(jnp.ones(scores.shape[-2:], bool), k=scores.shape[-1] - scores.shape[-2])
-            mask = order[None, None] if mask is None else mask & order[None, None]
+        mask = causal_mask(scores, mask) if causal else mask
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1))

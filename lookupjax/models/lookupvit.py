@@ -92,7 +92,7 @@ class LookupBlock(nnx.Module):
         self.lookup_mlp = Mlp(dim, int(dim / lookup_div), **mlp)
         self.dropout = dropout
 
-    def __call__(
+    def with_aux(
         self,
         z_p: Float[Array, "b m d"],
         z_l: Float[Array, "b n d"],
@@ -101,19 +101,29 @@ class LookupBlock(nnx.Module):
         grid: Grid,
         drop_path: Rate = 0.0,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
-        """`cross` is this block's own or the shared one; `grid` is that of the compressed tokens."""
+    ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"], Float[Array, ""]]:
+        """Returns (z_p, z_l, auxiliary loss of the mixer).
+
+        `cross` is this block's own or the shared one; `grid` is that of the compressed tokens.
+        """
 
         def add(z, branch):
             return add_branch(z, dropout(branch, self.dropout, rngs), drop_path, rngs)
 
         update, scores, weights = cross.gather(z_p, z_l)
         z_p = add(z_p, update)
-        z_p = add(z_p, self.attn(self.attn_norm(z_p), grid=grid, rngs=rngs))
+        refined, aux = self.attn.mix(self.attn_norm(z_p), grid=grid, rngs=rngs)
+        z_p = add(z_p, refined)
         z_p = add_branch(z_p, self.mlp(self.mlp_norm(z_p), rngs=rngs), drop_path, rngs)
         z_l = add(z_l, cross.infuse(z_p, scores, weights))
         z_l = add_branch(z_l, self.lookup_mlp(self.lookup_norm(z_l), rngs=rngs), drop_path, rngs)
-        return z_p, z_l
+        return z_p, z_l, aux
+
+    def __call__(
+        self, z_p: Float[Array, "b m d"], z_l: Float[Array, "b n d"], **call
+    ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
+        """Both token sets alone; `call` as of `with_aux`."""
+        return self.with_aux(z_p, z_l, **call)[:2]
 
 
 def add_branch(
@@ -242,6 +252,37 @@ class LookupViT(nnx.Module):
         z_l = patches + pos_l.astype(self.dtype)[None]
         return flatten_grid(z_p), flatten_grid(z_l)
 
+    def with_aux(
+        self,
+        x: Float[Array, "b *size c"],
+        *,
+        compressed: Grid | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"], Float[Array, ""]]:
+        """(compressed tokens, lookup tokens, mean auxiliary loss of the mixers) after the last block."""
+        grid = self.check_grid(self.compressed if compressed is None else compressed)
+        z_p, z_l = self.tokenize(x, grid)
+        z_p, z_l = dropout(z_p, self.dropout, rngs), dropout(z_l, self.dropout, rngs)
+
+        def call(block, carry, *, drop_path, rngs):
+            z_p, z_l, total = carry
+            cross = block.cross if self.shared is None else self.shared
+            z_p, z_l, aux = block.with_aux(
+                z_p, z_l, cross=cross, grid=grid, drop_path=drop_path, rngs=rngs
+            )
+            return z_p, z_l, total + aux
+
+        z_p, z_l, total = run_blocks(
+            self.blocks,
+            call,
+            (z_p, z_l, jnp.zeros(())),
+            drop_path=self.drop_path,
+            rngs=rngs,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        return z_p, z_l, total / len(self.blocks)
+
     def features(
         self,
         x: Float[Array, "b *size c"],
@@ -250,23 +291,7 @@ class LookupViT(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
         """(compressed, lookup) tokens after the last block, before the final norms."""
-        grid = self.check_grid(self.compressed if compressed is None else compressed)
-        z_p, z_l = self.tokenize(x, grid)
-        z_p, z_l = dropout(z_p, self.dropout, rngs), dropout(z_l, self.dropout, rngs)
-
-        def call(block, z, *, drop_path, rngs):
-            cross = block.cross if self.shared is None else self.shared
-            return block(*z, cross=cross, grid=grid, drop_path=drop_path, rngs=rngs)
-
-        return run_blocks(
-            self.blocks,
-            call,
-            (z_p, z_l),
-            drop_path=self.drop_path,
-            rngs=rngs,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        return self.with_aux(x, compressed=compressed, rngs=rngs)[:2]
 
     def encode(
         self,
@@ -289,22 +314,26 @@ class LookupViT(nnx.Module):
         *,
         compressed: Grid | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> dict[str, Float[Array, "b k"]]:
+    ) -> dict[str, Float[Array, "..."]]:
         """Float32 {"logits", "logits_compressed", "logits_lookup", "features"}.
+
+        In training also {"aux_loss": scalar} when the mixers have one.
 
         What a caller under jit does not use is not computed: with only "logits_compressed" the last
         block's infusion and lookup MLP vanish. "features" is the pooled compressed representation.
         """
-        z_p, z_l = self.features(x, compressed=compressed, rngs=rngs)
+        z_p, z_l, aux = self.with_aux(x, compressed=compressed, rngs=rngs)
         features = self.pooled(z_p, self.final_norm_p)
         logits_p = self.head_p(features)
         logits_l = self.head_l(self.pooled(z_l, self.final_norm_l))
-        return {
+        out = {
             "features": features,
             "logits_compressed": logits_p,
             "logits_lookup": logits_l,
             "logits": 0.5 * (logits_p + logits_l),
         }
+        trained = rngs is not None and self.blocks[0].attn.has_aux_loss
+        return out | ({"aux_loss": aux} if trained else {})
 
     def macs(self, size: tuple[int, ...], compressed: Grid | None = None) -> int:
         """Multiply-accumulates of the matrix products for one input of `size` (softmax attention).

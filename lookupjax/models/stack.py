@@ -32,15 +32,15 @@ def run_blocks(
     """carry = call(block, carry, drop_path=rate_i, rngs=rngs_i) for every block in turn.
 
     Args:
-      blocks: modules of equal structure, without state beside their parameters when `scan` or `remat`
-        is used.
+      blocks: modules without state beside their parameters when `scan` or `remat` is used, and of equal
+        structure for `scan`.
       drop_path: stochastic-depth rate of the last block; the rates grow linearly from 0.
       rngs: None in evaluation. Every block gets its own stream, the same in both forms.
       remat: "block" recomputes each block in the backward pass, "dots" keeps its matrix products.
       scan: compile one block and loop over it; shorter compilation, the parameters are stacked per step.
 
     Raises:
-      UserError: for an unknown `remat`.
+      UserError: for an unknown `remat`, or `scan` over unequal blocks.
     """
     if remat not in REMAT:
         raise UserError(f"remat={remat!r} is unknown; choose one of {REMAT}")
@@ -56,19 +56,25 @@ def run_blocks(
             carry = step(block, carry, rates[i], None if keys is None else keys[i])
         return carry
 
-    graphdef = nnx.graphdef(blocks[0])
-    states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
+    def body(block: nnx.Module) -> Callable:
+        graphdef = nnx.graphdef(block)
 
-    def pure(carry, layer):
-        state, rate, key = layer
-        return step(nnx.merge(graphdef, state, copy=True), carry, rate, key), None
+        def pure(carry, layer):
+            state, rate, key = layer
+            return step(nnx.merge(graphdef, state, copy=True), carry, rate, key), None
 
-    if remat != "none":
+        if remat == "none":
+            return pure
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-        pure = jax.checkpoint(pure, policy=policy, prevent_cse=not scan)
+        return jax.checkpoint(pure, policy=policy, prevent_cse=not scan)
+
+    states = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
     if scan:
+        shapes = {str(jax.tree.map(jnp.shape, state)) for state in states}
+        if len(shapes) > 1 or any(nnx.graphdef(block) != nnx.graphdef(blocks[0]) for block in blocks):
+            raise UserError("scan=True needs equal blocks; use scan=False where each has its own mixer")
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return jax.lax.scan(pure, carry, (stacked, jnp.asarray(rates), keys))[0]
-    for i, state in enumerate(states):
-        carry, _ = pure(carry, (state, rates[i], None if keys is None else keys[i]))
+        return jax.lax.scan(body(blocks[0]), carry, (stacked, jnp.asarray(rates), keys))[0]
+    for i, (block, state) in enumerate(zip(blocks, states)):
+        carry, _ = body(block)(carry, (state, rates[i], None if keys is None else keys[i]))
     return carry

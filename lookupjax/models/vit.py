@@ -8,6 +8,9 @@ VisionTransformer (`gelu="exact"`, `pool="mean_norm"` for the average-pooled for
 Google's. Any token mixer of `lookupjax.attention` can replace softmax attention (`attention=`).
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -65,28 +68,36 @@ class Block(nnx.Module):
         attention: str,
         attention_options: dict,
         layer_scale: float | None,
+        prefix: int = 0,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        mixer = dict(prefix=prefix, dtype=dtype, rngs=rngs)
         self.attn_norm = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
-        self.attn = create_mixer(attention, dim, num_heads, dtype=dtype, rngs=rngs, **attention_options)
+        self.attn = create_mixer(attention, dim, num_heads, **mixer, **attention_options)
         self.attn_scale = None if layer_scale is None else LayerScale(dim, layer_scale)
         self.mlp_norm = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu=gelu, dropout=dropout, dtype=dtype, rngs=rngs)
         self.mlp_scale = None if layer_scale is None else LayerScale(dim, layer_scale)
         self.dropout = dropout
 
-    def __call__(
+    def with_aux(
         self,
         x: Float[Array, "b n d"],
         *,
         grid: tuple[int, ...] | None = None,
         drop_path: Rate = 0.0,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b n d"]:
-        branch = dropout(self.attn(self.attn_norm(x), grid=grid, rngs=rngs), self.dropout, rngs)
-        x = add_branch(x, branch, self.attn_scale, drop_path, rngs)
-        return add_branch(x, self.mlp(self.mlp_norm(x), rngs=rngs), self.mlp_scale, drop_path, rngs)
+    ) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
+        """(tokens, auxiliary loss of the mixer)."""
+        branch, aux = self.attn.mix(self.attn_norm(x), grid=grid, rngs=rngs)
+        x = add_branch(x, dropout(branch, self.dropout, rngs), self.attn_scale, drop_path, rngs)
+        branch = self.mlp(self.mlp_norm(x), rngs=rngs)
+        return add_branch(x, branch, self.mlp_scale, drop_path, rngs), aux
+
+    def __call__(self, x: Float[Array, "b n d"], **call) -> Float[Array, "b n d"]:
+        """The tokens alone; `call` as of `with_aux`."""
+        return self.with_aux(x, **call)[0]
 
 
 def add_branch(
@@ -97,6 +108,20 @@ def add_branch(
     rngs: nnx.Rngs | None,
 ) -> Float[Array, "b n d"]:
     return x + drop_path(branch if scale is None else scale(branch), rate, rngs)
+
+
+def per_block(name: str, value: Any, depth: int) -> tuple:
+    """One entry for every block: a tuple (or list) as it is, anything else repeated."""
+    if not isinstance(value, tuple | list):
+        return (value,) * depth
+    if len(value) != depth:
+        raise UserError(f"{name} has {len(value)} entries, the model has {depth} blocks")
+    return tuple(value)
+
+
+def aux_layers(blocks: Iterable[nnx.Module]) -> int:
+    """Blocks whose mixer adds to the training loss."""
+    return sum(block.attn.has_aux_loss for block in blocks)
 
 
 class ViT(nnx.Module):
@@ -112,7 +137,7 @@ class ViT(nnx.Module):
       representation_size: width of a tanh pre-logits layer, None for none.
       pos_resize: "linear", "cubic" (timm) or "zoom" (Google's fine-tuning).
       pos_init: standard deviation of the initial position tables; patches of few pixels need more.
-      attention, attention_options: token mixer and its own options.
+      attention, attention_options: token mixer and its own options; tuples give every block its own.
       dtype: compute dtype; parameters, softmax, norms' statistics and resizing stay float32.
       remat, scan: see `run_blocks`.
     """
@@ -140,8 +165,8 @@ class ViT(nnx.Module):
         layer_scale: float | None = None,
         pos_resize: str = "linear",
         pos_init: float = 0.02,
-        attention: str = "softmax",
-        attention_options: dict | None = None,
+        attention: str | tuple[str, ...] = "softmax",
+        attention_options: dict | tuple[dict, ...] | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         remat: str = "none",
@@ -169,13 +194,17 @@ class ViT(nnx.Module):
                 gelu=gelu,
                 eps=eps,
                 dropout=dropout,
-                attention=attention,
-                attention_options=dict(attention_options or {}),
+                attention=mixer,
+                attention_options=dict(options),
                 layer_scale=layer_scale,
+                prefix=self.prefix,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for _ in range(depth)
+            for mixer, options in zip(
+                per_block("attention", attention, depth),
+                per_block("attention_options", attention_options or {}, depth),
+            )
         )
         self.norm = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
         self.pre_logits = nnx.Linear(dim, representation_size, rngs=rngs) if representation_size else None
@@ -203,19 +232,35 @@ class ViT(nnx.Module):
             x = jnp.concatenate([tokens, x], axis=1)
         return x
 
+    def with_aux(
+        self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
+        """(tokens after the last block, mean auxiliary loss of the mixers that have one)."""
+        x = dropout(self.tokenize(images), self.dropout, rngs)
+        grid = token_grid(images.shape[1:-1], self.patch)
+
+        def call(block, carry, *, drop_path, rngs):
+            x, total = carry
+            alone = self.prefix == 0 or block.attn.supports_prefix
+            x, aux = block.with_aux(x, grid=grid if alone else None, drop_path=drop_path, rngs=rngs)
+            return x, total + aux
+
+        x, total = run_blocks(
+            self.blocks,
+            call,
+            (x, jnp.zeros(())),
+            drop_path=self.drop_path,
+            rngs=rngs,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        return x, total / max(aux_layers(self.blocks), 1)
+
     def features(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b n d"]:
         """Tokens after the last block, before the final norm (prefix tokens first)."""
-        x = dropout(self.tokenize(images), self.dropout, rngs)
-        grid = token_grid(images.shape[1:-1], self.patch) if self.prefix == 0 else None
-
-        def call(block, x, *, drop_path, rngs):
-            return block(x, grid=grid, drop_path=drop_path, rngs=rngs)
-
-        return run_blocks(
-            self.blocks, call, x, drop_path=self.drop_path, rngs=rngs, remat=self.remat, scan=self.scan
-        )
+        return self.with_aux(images, rngs=rngs)[0]
 
     def encode(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -225,9 +270,12 @@ class ViT(nnx.Module):
 
     def __call__(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "b k"]]:
-        """Returns {"features": (b, d) pooled representation, "logits": (b, classes)}, float32."""
-        x = self.features(images, rngs=rngs)
+    ) -> dict[str, Float[Array, "..."]]:
+        """Returns {"features": (b, d) pooled representation, "logits": (b, classes)}, float32.
+
+        In training also {"aux_loss": scalar} when the mixers have one.
+        """
+        x, aux = self.with_aux(images, rngs=rngs)
         if self.head_kind == "token":
             pooled = self.norm(x[:, 0]).astype(jnp.float32)
         elif self.pool == "norm_mean":
@@ -236,7 +284,8 @@ class ViT(nnx.Module):
             pooled = self.norm(x[:, self.prefix :].mean(1)).astype(jnp.float32)
         if self.pre_logits is not None:
             pooled = jnp.tanh(self.pre_logits(pooled))
-        return {"features": pooled, "logits": self.head(pooled)}
+        out = {"features": pooled, "logits": self.head(pooled)}
+        return out | ({"aux_loss": aux} if rngs is not None and aux_layers(self.blocks) else {})
 
     def macs(self, size: tuple[int, int]) -> int:
         """Multiply-accumulates of the matrix products of one image of `size` (softmax attention).
