@@ -129,14 +129,13 @@ class AgentAttention(TokenMixer):
                 f"not on {x.shape[1]} tokens with grid={grid}"
             )
         b, _, d = x.shape
-        source, source_grid = x, grid
+        source, source_grid = x, tuple(grid)
         if self.sr_ratio > 1:
             reduced = self.reduce(x.reshape(b, *grid, d))
-            source, source_grid = self.reduce_norm(flatten_grid(reduced)), reduced.shape[1:3]
+            source, source_grid = self.reduce_norm(flatten_grid(reduced)), tuple(reduced.shape[1:3])
         queries, values = self.q(x), self.v(source)
-        pooled = adaptive_avg_pool(
-            queries[:, self.prefix :].reshape(b, *grid, d), (self.side, self.side)
-        )  # before the split into heads
+        plane = queries[:, self.prefix :].reshape(b, *grid, d)
+        pooled = adaptive_avg_pool(plane, (self.side, self.side))
         q = self.tap("q", split_heads(queries, self.num_heads))
         k = self.tap("k", split_heads(self.k(source), self.num_heads))
         v = self.tap("v", split_heads(values, self.num_heads))

@@ -50,10 +50,17 @@ class TokenMixer(nnx.Module):
         return self.tap_fn is not None
 
     def mix(
-        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, **call
-    ) -> tuple[Float[Array, "b n d"], Float[Array, ""]]:
+        self,
+        x: Float[Array, "b m d"],
+        context: Float[Array, "b n d"] | None = None,
+        *,
+        mask: Bool[Array, "#b #h m n"] | None = None,
+        grid: tuple[int, ...] | None = None,
+        causal: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b m d"], Float[Array, ""]]:
         """(output, auxiliary loss): a call that also returns what the mixer adds to the training loss."""
-        return self(x, context, **call), jnp.zeros(())
+        return self(x, context, mask=mask, grid=grid, causal=causal, rngs=rngs), jnp.zeros(())
 
     def check_call(
         self,

@@ -62,7 +62,7 @@ def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any:
 def stage(params: StateDict, index: str, part: str) -> str:
     """The start of a name in stage `index`: PVT counts from 1 within the word, Swin nests."""
     if "patch_embed1.proj.weight" in params:
-        return f"{part.removesuffix('s')}{int(index) + 1}/" if part == "blocks" else f"{part}{int(index) + 1}/"
+        return f"{part.removesuffix('s')}{int(index) + 1}/"
     return f"layers/{index}/{part}/"
 
 

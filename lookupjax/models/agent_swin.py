@@ -167,6 +167,7 @@ class Block(nnx.Module):
         common = dict(dtype=dtype, rngs=rngs)
         attn = dict(window=(self.window,) * 2, qkv_bias=qkv_bias, dropout=attention_dropout, **common)
         self.attn_norm = LayerNorm(dim, eps=eps, **common)
+        self.attn: TokenMixer
         if self.agents:
             self.attn = AgentAttention(dim, num_heads, agents=agents, **attn)
         else:
@@ -277,9 +278,7 @@ class AgentSwin(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(kinds) != len(depths) or set(kinds) - set("ABM"):
-            raise UserError(
-                f"kinds={kinds!r} needs a letter A, B or M for each of the {len(depths)} stages"
-            )
+            raise UserError(f"kinds={kinds!r} needs a letter A, B or M for each of the {len(depths)} stages")
         self.drop_path, self.dropout = drop_path, dropout
         common = dict(eps=eps, dtype=dtype, rngs=rngs)
         shared = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attention_dropout=attention_dropout)

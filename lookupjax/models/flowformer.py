@@ -120,8 +120,14 @@ class Flowformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         default = dict(product_eps=1e-6) if attention == "flow" else {}
-        common = dict(attention=attention, attention_options=default | dict(attention_options or {}))
-        common |= dict(layer_scale=layer_scale, eps=eps, dtype=dtype, rngs=rngs)
+        common = dict(
+            layer_scale=layer_scale,
+            eps=eps,
+            attention=attention,
+            attention_options=default | dict(attention_options or {}),
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.drop_path, self.dtype = drop_path, dtype
         self.pos = position_table((*pos_grid, dims[0]), rngs)
         self.stages = nnx.List(

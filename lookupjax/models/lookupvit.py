@@ -267,9 +267,7 @@ class LookupViT(nnx.Module):
         def call(block, carry, *, drop_path, rngs):
             z_p, z_l, total = carry
             cross = block.cross if self.shared is None else self.shared
-            z_p, z_l, aux = block.with_aux(
-                z_p, z_l, cross=cross, grid=grid, drop_path=drop_path, rngs=rngs
-            )
+            z_p, z_l, aux = block.with_aux(z_p, z_l, cross=cross, grid=grid, drop_path=drop_path, rngs=rngs)
             return z_p, z_l, total + aux
 
         z_p, z_l, total = run_blocks(
