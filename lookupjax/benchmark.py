@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from lookupjax import cli
 from lookupjax.analysis.counts import count_params, count_products, trace_model
@@ -27,7 +28,7 @@ from lookupjax.config import parse_literal
 from lookupjax.errors import UserError
 from lookupjax.grids import parse_grid
 from lookupjax.layers.rngs import Keys
-from lookupjax.models import create_model, model_options
+from lookupjax.models import create_model, model_options, nominal_options
 from lookupjax.tasks.classification import Classification
 from lookupjax.training.experiment import DTYPES
 from lookupjax.training.state import init_state, merge_model, split_model
@@ -103,9 +104,10 @@ def prepare(contender: Contender, mode: str, batch: int, size: int, dtype: Any) 
     def make(rngs: Any):
         return create_model(contender.name, rngs=rngs, dtype=dtype, **dict(contender.options))
 
-    model = make(Keys(0))
-    call, params = dict(contender.call), count_params(model)
-    macs = count_products(trace_model(model, (size, size), channels, **call)) / 1e9
+    model, call = make(Keys(0)), dict(contender.call)
+    options = dict(contender.options) | nominal_options(contender.name)
+    nominal = nnx.eval_shape(lambda: create_model(contender.name, **options))
+    macs = count_products(trace_model(nominal, (size, size), channels, **call)) / 1e9
     images = jax.random.normal(jax.random.key(0), (batch, size, size, channels), jnp.float32)
     if mode == "forward":
         graphdef, *arrays = split_model(model)
@@ -144,7 +146,7 @@ def prepare(contender: Contender, mode: str, batch: int, size: int, dtype: Any) 
         mode,
         batch,
         size,
-        params,
+        count_params(model),
         macs,
         Speed(0.0, 0.0, 0.0),
         used / 1e6,

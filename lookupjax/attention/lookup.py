@@ -3,6 +3,9 @@
 One score matrix per block serves both directions: compressed tokens gather from lookup tokens with
 A = softmax_N(Q K^T / sqrt(c)), and after their refinement write back through the same A, transposed.
 The arithmetic is in the plain functions `gather` and `infuse`; the modules add projections and norms.
+Where there are few compressed tokens, projecting all lookup tokens costs more than attending to them
+unprojected: the `_absorbed` forms compute the same from the same parameters with the projections of values
+(gathering) and outputs (infusion) folded into the products with A.
 """
 
 import jax
@@ -24,6 +27,8 @@ from lookupjax.layers.mlp import linear
 from lookupjax.layers.norm import LayerNorm
 
 REUSE = ("transpose", "renorm", "softmax")
+IMPLEMENTATIONS = ("auto", "plain", "absorbed")
+MACS_PER_ELEMENT = 240  # that an accelerator makes while it moves one bfloat16 value through memory
 
 
 def gather(weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]) -> Float[Array, "b h m c"]:
@@ -53,6 +58,52 @@ def infuse(weights: Float[Array, "b h m n"], v: Float[Array, "b h m c"]) -> Floa
     return jnp.einsum("bhmn,bhmc->bhnc", weights.astype(v.dtype), v)
 
 
+def absorb(impl: str, n: int, m: int, dim: int, num_heads: int) -> bool:
+    """Whether `impl` folds the projections into the attention for n lookup and m compressed tokens.
+
+    Per image, projecting all n lookup tokens costs n dim^2 + n m dim products and moves n dim values that
+    the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" compares
+    these, at `MACS_PER_ELEMENT` for each value moved.
+
+    Raises:
+      UserError: for an unknown `impl`.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise UserError(f"cross_impl={impl!r} is unknown; choose one of {IMPLEMENTATIONS}")
+    if impl != "auto":
+        return impl == "absorbed"
+    plain = n * dim * (dim + m + MACS_PER_ELEMENT)
+    absorbed = m * dim * (num_heads * n + dim + num_heads * MACS_PER_ELEMENT)
+    return absorbed < plain
+
+
+def gather_absorbed(
+    weights: Float[Array, "b h m n"],
+    z: Float[Array, "b n d"],
+    kernel: Float[Array, "d d"],
+    bias: Float[Array, "d"],
+) -> Float[Array, "b m d"]:
+    """A V without V: as rows of A sum to one, A_h (z W_h + b_h) = (A_h z) W_h + b_h."""
+    heads = weights.shape[1]
+    mixed = jnp.einsum("bhmn,bnd->bhmd", weights.astype(z.dtype), z)
+    per_head = kernel.astype(z.dtype).reshape(kernel.shape[0], heads, -1)
+    merged = jnp.einsum("bhmd,dhc->bmhc", mixed, per_head)
+    return merged.reshape(*merged.shape[:2], -1) + bias.astype(z.dtype)[None, None]
+
+
+def infuse_absorbed(
+    weights: Float[Array, "b h m n"],
+    v: Float[Array, "b h m c"],
+    kernel: Float[Array, "d d"],
+    bias: Float[Array, "d"],
+) -> Float[Array, "b n d"]:
+    """concat_h(W_h^T V'_h) W_o + b as the sum over heads of W_h^T (V'_h W_o,h), plus b."""
+    per_head = kernel.astype(v.dtype).reshape(weights.shape[1], -1, kernel.shape[1])
+    projected = jnp.einsum("bhmc,hcd->bhmd", v, per_head)
+    update = jnp.einsum("bhmn,bhmd->bnd", weights.astype(v.dtype), projected)
+    return update + bias.astype(v.dtype)[None, None]
+
+
 class Gather(TokenMixer):
     """Information gathering: the update of the compressed tokens, with the scores it was made from."""
 
@@ -64,12 +115,13 @@ class Gather(TokenMixer):
         pre_norm: bool = True,
         qk_norm: str = "full",
         out_proj: bool = True,
+        impl: str = "auto",
         eps: float = 1e-6,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        self.num_heads, self.impl = num_heads, impl
         self.norm_p = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         self.norm_l = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         self.q = linear(dim, dim, dtype=dtype, rngs=rngs)
@@ -87,10 +139,14 @@ class Gather(TokenMixer):
             z_p, z_l = self.norm_p(z_p), self.norm_l(z_l)
         q = self.tap("q", self.q_norm(self.q(z_p)))
         k = self.tap("k", self.k_norm(self.k(z_l)))
-        v = self.tap("v", split_heads(self.v(z_l), self.num_heads))
         scores = self.tap("scores", attention_scores(q, k))
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1))
-        mixed = merge_heads(gather(weights, v))
+        n, (m, d) = z_l.shape[1], z_p.shape[1:]
+        if self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads):
+            mixed = gather_absorbed(weights, z_l, self.v.kernel[...], self.v.bias[...])
+        else:
+            v = self.tap("v", split_heads(self.v(z_l), self.num_heads))
+            mixed = merge_heads(gather(weights, v))
         update = self.out(mixed) if self.out is not None else mixed
         return self.tap("output", update), scores, weights
 
@@ -106,13 +162,14 @@ class Infuse(TokenMixer):
         pre_norm: bool = True,
         reuse: str = "transpose",
         out_proj: bool = True,
+        impl: str = "auto",
         eps: float = 1e-6,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if reuse not in REUSE:
             raise UserError(f"reuse={reuse!r} is unknown; choose one of {REUSE}")
-        self.num_heads, self.reuse = num_heads, reuse
+        self.num_heads, self.reuse, self.impl = num_heads, reuse, impl
         self.norm_p = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         self.v = linear(dim, dim, dtype=dtype, rngs=rngs)
         self.out = linear(dim, dim, dtype=dtype, rngs=rngs) if out_proj else None
@@ -128,5 +185,8 @@ class Infuse(TokenMixer):
             z_p = self.norm_p(z_p)
         v = self.tap("v", split_heads(self.v(z_p), self.num_heads))
         weights = self.tap("weights", infusion_weights(scores, weights, self.reuse))
+        n, (m, d) = weights.shape[-1], z_p.shape[1:]
+        if self.out is not None and self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads):
+            return infuse_absorbed(weights, v, self.out.kernel[...], self.out.bias[...])
         mixed = merge_heads(infuse(weights, v))
         return self.tap("output", self.out(mixed) if self.out is not None else mixed)

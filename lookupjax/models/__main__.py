@@ -16,7 +16,7 @@ from lookupjax import cli
 from lookupjax.analysis.counts import count_params, count_products, trace_model, xla_flops
 from lookupjax.errors import UserError
 from lookupjax.grids import format_grid, parse_grid
-from lookupjax.models import create_model, list_models, model_options, native_size
+from lookupjax.models import create_model, list_models, model_options, native_size, nominal_options
 
 GRIDS = ((3, 3), (5, 5), (7, 7), (10, 10))  # the compressed grids of the LookupViT paper
 HEADINGS = ("model", "input", "grid", "parameters", "GMACs formula", "GMACs program", "GMACs XLA")
@@ -50,7 +50,7 @@ def billions(macs: float) -> str:
 def rows(name: str, args: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """The table rows of one model: one for each compressed grid asked for."""
     options = model_options(name)
-    overrides = {"head": args.head} if args.head and "head" in options else {}
+    overrides = nominal_options(name) | ({"head": args.head} if args.head and "head" in options else {})
     model = nnx.eval_shape(lambda: create_model(name, **overrides))
     channels = options.get("channels", options.get("in_channels", 3))
     size = fit(args.size, native_size(name))

@@ -31,6 +31,7 @@ from lookupjax.layers.mlp import Mlp
 from lookupjax.layers.norm import LayerNorm
 from lookupjax.layers.position import flatten_grid, position_table, resize_grid
 from lookupjax.layers.regularise import Rate, drop_path, dropout
+from lookupjax.models.published import Published
 from lookupjax.models.stack import run_blocks
 
 SIZES = {
@@ -47,6 +48,15 @@ VARIANTS |= {  # 16-frame clips: tubelets of two frames, 8 x 14 x 14 lookup toke
     for size in ("mu", "s", "b", "l")
 }
 INPUT_SIZE = {"mu": (32, 32)} | {name: (16, 224, 224) for name in VARIANTS if name.startswith("video")}
+PUBLISHED = {
+    f"{size}16": Published(
+        params=params,
+        gmacs=gmacs,
+        source="counted from the paper's definition: no code, weights or stored tables are public",
+        note="5x5 compressed tokens",
+    )
+    for size, params, gmacs in (("s", 34_911_824, 2.18), ("b", 137_061_584, 8.47), ("l", 481_991_632, 29.72))
+}
 POOLS = ("norm_mean", "mean_norm")
 POSITIONS = ("shared", "separate")
 
@@ -56,8 +66,10 @@ Grid = tuple[int, ...]
 class Cross(nnx.Module):
     """The two halves of MHBC that one block (or, with `share_cross`, every block) owns."""
 
-    def __init__(self, dim: int, num_heads: int, *, pre_norm, qk_norm, out_proj, reuse, eps, dtype, rngs):
-        common = dict(pre_norm=pre_norm, out_proj=out_proj, eps=eps, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, dim: int, num_heads: int, *, pre_norm, qk_norm, out_proj, reuse, impl, eps, dtype, rngs
+    ):
+        common = dict(pre_norm=pre_norm, out_proj=out_proj, impl=impl, eps=eps, dtype=dtype, rngs=rngs)
         self.gather = Gather(dim, num_heads, qk_norm=qk_norm, **common)
         self.infuse = Infuse(dim, num_heads, reuse=reuse, **common)
 
@@ -145,6 +157,8 @@ class LookupViT(nnx.Module):
       cross_pre_norm: LayerNorm on both token sets before the cross-attention's projections.
       out_proj: output projections of gathering and infusion.
       share_cross: one cross-attention for all blocks.
+      cross_impl: "plain", "absorbed" or, by estimated cost, "auto": the same numbers from the same
+        parameters, see `attention.lookup.absorb`.
       pos: "shared" resizes the lookup table for the compressed tokens, "separate" learns one of its own
         on `pos_compressed_grid` (default: `compressed`).
       antialias: of T; position tables of their own are always resized with antialias.
@@ -177,6 +191,7 @@ class LookupViT(nnx.Module):
         out_proj: bool = True,
         reuse: str = "transpose",
         share_cross: bool = False,
+        cross_impl: str = "auto",
         gelu: str = "tanh",
         pool: str = "norm_mean",
         eps: float = 1e-6,
@@ -198,7 +213,8 @@ class LookupViT(nnx.Module):
         self.dim, self.num_heads, self.pool, self.antialias = dim, num_heads, pool, antialias
         self.dropout, self.drop_path, self.remat, self.scan = dropout, drop_path, remat, scan
         self.dtype = dtype
-        cross = dict(pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj, reuse=reuse, eps=eps)
+        cross = dict(pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj)
+        cross |= dict(reuse=reuse, impl=cross_impl, eps=eps)
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
         self.pos_lookup = position_table((*self.pos_grid, dim), rngs, pos_init)
         own_grid = self.check_grid(pos_compressed_grid or compressed)
@@ -336,8 +352,8 @@ class LookupViT(nnx.Module):
     def macs(self, size: tuple[int, ...], compressed: Grid | None = None) -> int:
         """Multiply-accumulates of the matrix products for one input of `size` (softmax attention).
 
-        Per block, with both output projections, 4 D wide MLP and D / 2 wide lookup MLP, this is the
-        paper's (3NM + 2M^2) D + (4N + 15M) D^2.
+        Those of the paper's form, `cross_impl="plain"`. Per block, with both output projections, 4 D wide
+        MLP and D / 2 wide lookup MLP, this is the paper's (3NM + 2M^2) D + (4N + 15M) D^2.
         """
         n = math.prod(token_grid(size, self.patch))
         m = math.prod(self.check_grid(self.compressed if compressed is None else compressed))

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from lookupjax import create_model, list_models
 from lookupjax.analysis.counts import count_params, count_products, trace_model
 from lookupjax.layers.rngs import Keys
-from lookupjax.models import MODULES, model_options
+from lookupjax.models import MODULES, model_options, nominal_options
 from lookupjax.paths import named_leaves
 from lookupjax.training.sharding import make_mesh, tree_shardings
 from lookupjax.training.state import merge_model, split_model
@@ -120,7 +120,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize("name, published", PUBLISHED, ids=[name for name, _ in PUBLISHED])
 def test_published_counts(name, published):
-    model = nnx.eval_shape(lambda: create_model(name))
+    model = nnx.eval_shape(lambda: create_model(name, **nominal_options(name)))
     if published.params is not None:
         assert count_params(model) == published.params
     if published.gmacs is not None:

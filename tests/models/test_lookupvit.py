@@ -9,22 +9,12 @@ import pytest
 from flax import nnx
 
 from lookupjax import create_model
+from lookupjax.analysis.counts import count_products, trace_model
 from lookupjax.attention import record_taps, with_taps
+from lookupjax.attention.lookup import absorb
 from lookupjax.errors import UserError
 from lookupjax.layers.position import resize_grid
 from lookupjax.layers.rngs import Keys
-
-
-def count(name, **options):
-    abstract = nnx.eval_shape(lambda: create_model(name, **options))
-    return sum(x.size for x in jax.tree.leaves(nnx.state(abstract)))
-
-
-@pytest.mark.parametrize(
-    "name, parameters", [("s16", 34_911_824), ("b16", 137_061_584), ("l16", 481_991_632)]
-)
-def test_parameter_counts(name, parameters):
-    assert count(f"lookupvit_{name}") == parameters
 
 
 def test_macs_are_the_papers_formula():
@@ -174,3 +164,43 @@ def test_user_errors():
         create_model("lookupvit_b_16")
     with pytest.raises(UserError, match="there is no attention 'softmx'"):
         create_model("lookupvit_mu", attention="softmx")
+
+
+@pytest.mark.parametrize("reuse", ["transpose", "renorm", "softmax"])
+def test_absorbed_projections_change_neither_outputs_nor_gradients(reuse):
+    """Same parameters, other order of products; the compressed grid is small enough for "auto" to absorb."""
+    graphdefs, losses, x = {}, {}, images()
+    for impl in ("plain", "absorbed", "auto"):
+        m = create_model("lookupvit_mu", num_classes=5, depth=1, reuse=reuse, cross_impl=impl)
+        graphdefs[impl], params = nnx.split(m)
+
+    def loss(params, impl):
+        out = nnx.merge(graphdefs[impl], params)(x, compressed=(2, 3))
+        return jnp.square(out["logits_compressed"]).sum() + jnp.square(out["logits_lookup"] + 1.0).sum()
+
+    keys = iter(jax.random.split(jax.random.key(7), 200))  # biases and heads are zero at first
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape), params)
+    with jax.default_matmul_precision("highest"):
+        for impl in graphdefs:
+            losses[impl] = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, impl)
+    value, grads = losses["plain"]
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
+    for impl in ("absorbed", "auto"):
+        np.testing.assert_allclose(losses[impl][0], value, rtol=2e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), losses[impl][1], grads)
+
+
+def macs_of_b16(impl):
+    model = nnx.eval_shape(lambda: create_model("lookupvit_b16", cross_impl=impl))
+    return count_products(trace_model(model, (224, 224)))
+
+
+def test_absorption_is_chosen_by_cost():
+    """The choices of the speed plan: up to 5x5 at 224 pixels, up to 7x7 at 384, never at 10x10."""
+    chosen = {(n, m): absorb("auto", n, m, 768, 12) for n in (196, 576) for m in (9, 25, 49, 100)}
+    assert [m for (n, m), yes in chosen.items() if yes and n == 196] == [9, 25]
+    assert [m for (n, m), yes in chosen.items() if yes and n == 576] == [9, 25, 49]
+    plain, absorbed = (macs_of_b16(impl) for impl in ("plain", "absorbed"))
+    assert plain / 1e9 == pytest.approx(8.47, rel=0.01) and absorbed / 1e9 == pytest.approx(7.04, rel=0.01)
+    with pytest.raises(UserError, match="cross_impl"):
+        model(cross_impl="quick")(images())
