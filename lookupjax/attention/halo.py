@@ -60,7 +60,7 @@ def visible_keys(
 
 
 class HaloAttention(TokenMixer):
-    """Blocked local attention on a token grid or, by `mix`, on a map.
+    """Blocked local attention on a token grid or, by `over_map`, on a map.
 
     Args:
       block, halo: b and h in tokens.
@@ -110,7 +110,7 @@ class HaloAttention(TokenMixer):
     def split(self, x: Float[Array, "b k n d"]) -> Float[Array, "b k h n c"]:
         return x.reshape(*x.shape[:3], self.num_heads, -1).swapaxes(2, 3)
 
-    def mix(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 e"]:
+    def over_map(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 e"]:
         """Attention over the map x; axes shrink to ceil(n / stride)."""
         size = x.shape[1:3]
         x, _ = pad_to_multiple(x, (self.block, self.block))
@@ -149,7 +149,7 @@ class HaloAttention(TokenMixer):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b n2 e"]:
         self.check_call(context, mask, grid, causal)
-        return flatten_grid(self.mix(x.reshape(x.shape[0], *grid, x.shape[-1])))
+        return flatten_grid(self.over_map(x.reshape(x.shape[0], *grid, x.shape[-1])))
 
 
 MIXER = HaloAttention

@@ -227,4 +227,4 @@ def attended(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
 
     abstract = nnx.eval_shape(lambda: HaloAttention(args["dim"], heads, **kwargs, rngs=nnx.Rngs(0)))
     module = fill(abstract, lambda path, shape: value(fixture.params, path, shape))
-    return {"out/y": channels_first(jax.jit(lambda module, x: module.mix(x))(module, x))}
+    return {"out/y": channels_first(jax.jit(lambda module, x: module.over_map(x))(module, x))}

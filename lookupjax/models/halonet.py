@@ -289,7 +289,7 @@ class Attention(nnx.Module):
 
     def attend(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 e"]:
         if isinstance(self.attn, HaloAttention):
-            return self.attn.mix(x)
+            return self.attn.over_map(x)
         mixed = self.attn(flatten_grid(x), grid=x.shape[1:3]).reshape(*x.shape[:3], -1)
         return avg_pool(mixed, 2) if self.stride == 2 else mixed
 

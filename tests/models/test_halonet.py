@@ -34,7 +34,7 @@ def test_without_halo_and_positions_it_is_window_attention():
 
 def test_rows_before_the_halo_are_never_read():
     def loss(state, x):
-        return jnp.square(nnx.merge(graphdef, state).mix(x)).sum()
+        return jnp.square(nnx.merge(graphdef, state).over_map(x)).sum()
 
     graphdef, state = nnx.split(HaloAttention(16, 2, block=4, halo=2, rngs=Keys(0)))
     x = jax.random.normal(jax.random.key(1), (1, 8, 8, 16))
@@ -48,7 +48,7 @@ def test_maps_that_the_block_does_not_divide():
     """What lies beyond the map is hidden: extending it by hand changes nothing inside."""
     x = jax.random.normal(jax.random.key(0), (1, 9, 8, 16))
     attention = HaloAttention(16, 2, block=4, halo=1, stride=2, rngs=Keys(0))
-    assert attention.mix(x).shape == (1, 5, 4, 16)
+    assert attention.over_map(x).shape == (1, 5, 4, 16)
     _, taps = record_taps(attention, x.reshape(1, 72, 16), grid=(9, 8))
     visible = visible_keys((9, 8), (12, 8), 4, 1, False)
     weights = np.moveaxis(taps["/weights"], -1, 2)
