@@ -5,6 +5,7 @@ batch s holds examples s B .. (s + 1) B - 1, of which each process takes its con
 iterator's position is the step, whatever the number of processes, threads, workers or restarts.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from lookupjax.data.sources import Source, open_source
@@ -173,6 +175,8 @@ class TrainIterator:
         if self.iterator is None:
             dataset = self.batches[self.position :].to_iter_dataset(self.options)
             if self.workers:
+                if not flags.FLAGS.is_parsed():  # Grain's processes read absl's flags
+                    flags.FLAGS.mark_as_parsed()
                 dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.workers))
             self.iterator = iter(dataset)
         self.position += 1
@@ -199,13 +203,12 @@ def train_iterator(
         )
     transforms, keys = build_transforms(config.train_transforms), tuple(config.batch_keys)
 
-    def augment(example: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
-        return apply_example(transforms, example, random)
-
     examples = grain.MapDataset.source(_decoded(config, config.train_split)).seed(seed).shuffle().repeat()
     if config.repeats > 1:
         examples = Repeated(examples, batch_size, config.repeats)
-    batches = examples.random_map(augment).batch(local, batch_fn=lambda group: stack(group, keys))
+    # partials, not closures: they are pickled for workers
+    augmented = examples.random_map(functools.partial(apply_example, transforms))
+    batches = augmented.batch(local, batch_fn=functools.partial(stack, keys=keys))
     return TrainIterator(batches[process_index::process_count], config, local)
 
 

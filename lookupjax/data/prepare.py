@@ -1,22 +1,72 @@
-"""python -m lookupjax.data.prepare NAME [--data_dir=DIR] : makes a dataset ready for training."""
+"""python -m lookupjax.data.prepare NAME [--source=DIR] [--data_dir=DIR] : makes a dataset ready for training.
+
+Datasets of the ImageNet family are read from their official archives or folders in --source and written as
+TFDS/ArrayRecord with the original encoded bytes. Images that cannot be read are named and left out. After
+an interruption the same command goes on where it stopped.
+"""
 
 import argparse
+import os
 
 from lookupjax import cli
-from lookupjax.data.sources import BUILDERS, data_dir, prepare
+from lookupjax.data import imagenet
+from lookupjax.data.shards import SHARD_EXAMPLES, Writer
+from lookupjax.data.sources import BUILDERS, data_dir, is_prepared, prepare
 from lookupjax.errors import UserError, nearest
+
+NAMES = (*BUILDERS, *imagenet.COLLECTORS)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def prepare_imagenet(args: argparse.Namespace) -> None:
+    """Writes one dataset of the family.
+
+    Raises:
+      UserError: see `imagenet.collect` and `Writer.write`; also when the directory cannot be written.
+    """
+    name, root = args.name, data_dir(args.data_dir)
+    if is_prepared(root / name / imagenet.VERSIONS.get(name, "1.0.0")):
+        say(f"{name} is ready in {root / name}; delete it to prepare it again")
+        return
+    if not args.source:
+        raise UserError(f"{name} is prepared from its official files: give their directory as --source=DIR")
+    say(f"listing the images of {args.source}")
+    collection = imagenet.collect(name, args.source, partial=args.partial, synsets=args.synsets)
+    for note in collection.notes:
+        say(f"accepted: {note}")
+    if not collection.class_names:
+        say("no readable class names in the source: classes are called by their WordNet ids")
+    try:
+        Writer(name, collection, root, args.shard_examples).write(args.threads, say)
+    except OSError as error:
+        raise UserError(f"cannot write {name} to {root}: {error.strerror or error}") from error
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="lookupjax.data.prepare", description=__doc__)
-    parser.add_argument("name", help=f"one of {', '.join(BUILDERS)}")
+    parser = argparse.ArgumentParser(prog="lookupjax.data.prepare", description=__doc__.split("\n\n")[1])
+    parser.add_argument("name", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--data_dir", default="", help=f"default: {data_dir()}")
+    parser.add_argument("--source", default="", help="directory of the official archives or folders")
+    parser.add_argument(
+        "--partial", action="store_true", help="accept fewer images than the official set has"
+    )
+    parser.add_argument(
+        "--synsets", default="", metavar="FILE", help='readable names: lines "n01440764 tench"'
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="shards written at once")
+    parser.add_argument("--shard_examples", type=int, default=SHARD_EXAMPLES, help="images per shard")
     args = parser.parse_args(argv)
-    if args.name not in BUILDERS:
-        raise UserError(f"there is no dataset {args.name!r}{nearest(args.name, BUILDERS)}: {list(BUILDERS)}")
+    if args.name not in NAMES:
+        raise UserError(f"there is no dataset {args.name!r}{nearest(args.name, NAMES)}: {list(NAMES)}")
+    if args.name in imagenet.COLLECTORS:
+        prepare_imagenet(args)
+        return
     builder = prepare(args.name, args.data_dir)
     splits = ", ".join(f"{split} {n.num_examples}" for split, n in builder.info.splits.items())
-    print(f"{args.name} is ready in {builder.data_path}: {splits}")
+    say(f"{args.name} is ready in {builder.data_path}: {splits}")
 
 
 if __name__ == "__main__":

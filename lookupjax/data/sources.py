@@ -6,6 +6,7 @@ Any other name is looked up among TFDS datasets already prepared (as ArrayRecord
 
 import importlib
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from etils import epath
 from lookupjax.errors import UserError, nearest
 
 BUILDERS = {"digits": "lookupjax.data.builders.digits:Digits"}
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 EMBEDDED = ("digits",)  # made from what is installed, within a second
 
 
@@ -66,24 +68,26 @@ def prepare(name: str, directory: str = "") -> tfds.core.DatasetBuilder:
     return builder
 
 
+def is_prepared(directory: epath.Path) -> bool:
+    """Whether a version's directory is whole: TFDS and we write its dataset_info.json last."""
+    return (directory / "dataset_info.json").exists()
+
+
 def _prepared(name: str, directory: str) -> tfds.core.DatasetBuilder:
     if name in EMBEDDED:
         return prepare(name, directory)
     root = data_dir(directory)
-    if name in BUILDERS:
-        builder = make_builder(name, directory)
-        if builder.is_prepared():
-            return builder
-    elif (root / name).exists():
-        return tfds.builder_from_directories(sorted((root / name).glob("*.*.*")))
-    known = sorted(
-        {*BUILDERS, *(p.name for p in root.glob("*") if p.is_dir())} if root.exists() else BUILDERS
-    )
-    if name not in BUILDERS:
-        raise UserError(f"there is no dataset {name!r} in {root}{nearest(name, known)}; there are {known}")
+    versions = [p for p in (root / name).glob("*") if VERSION.fullmatch(p.name)]
+    whole = [p for p in versions if is_prepared(p)]
+    if whole:
+        return tfds.builder_from_directory(max(whole, key=lambda p: [int(x) for x in p.name.split(".")]))
+    how = f"`python -m lookupjax.data.prepare {name} --data_dir={root} --source=DIR`"
+    if versions or list((root / name).glob("*.incomplete")):
+        raise UserError(f"the preparation of {name!r} in {root} is not finished; go on with {how}")
+    known = sorted({*BUILDERS, *(p.name for p in root.glob("*") if p.is_dir())})
     raise UserError(
-        f"the dataset {name!r} is not in {root}; prepare it with "
-        f"`python -m lookupjax.data.prepare {name} --data_dir={root} --source=DIR`"
+        f"there is no dataset {name!r} in {root}{nearest(name, known)};"
+        f" there are {known}; prepare it with {how}"
     )
 
 
@@ -93,12 +97,15 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     Raises:
       UserError: when there is no such dataset.
     """
-    info = _prepared(name, directory).info
+    builder = _prepared(name, directory)
+    info = builder.info
     label = dict(info.features.items()).get("label")
     splits = {split: n.num_examples for split, n in info.splits.items()}
     if not isinstance(label, tfds.features.ClassLabel):
         return DatasetInfo(0, (), splits)
-    return DatasetInfo(label.num_classes, tuple(label.names), splits)
+    names = builder.data_path / "class_names.txt"  # readable ones, where `prepare` found them
+    words = names.read_text().splitlines() if names.exists() else label.names
+    return DatasetInfo(label.num_classes, tuple(words), splits)
 
 
 def open_source(name: str, split: str, directory: str = "") -> Source:
@@ -111,5 +118,10 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
     splits = list(builder.info.splits)
     if split.partition("[")[0] not in splits:
         raise UserError(f"{name} has no split {split!r}{nearest(split, splits)}; it has {splits}")
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{builder.data_path} holds {builder.info.file_format.value} files, which have no random access; "
+            "prepare the dataset as ArrayRecord (TFDS: file_format='array_record')"
+        )
     decoders = {"image": tfds.decode.SkipDecoding()} if "image" in builder.info.features else None
     return builder.as_data_source(split=split, decoders=decoders)
