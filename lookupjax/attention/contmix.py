@@ -151,11 +151,11 @@ class ContMix(TokenMixer):
         v = self.tap("v", value if self.v is None else self.v(value, train=train))
         halves = jnp.split(v, 2, axis=-1)
         kernels = self.dynamic_kernels(q, k)
-        mixed = [
-            window_mix(weights.astype(half.dtype), self.groups(half))
+        parts = [
+            window_mix(weights.astype(half.dtype), self.groups(half)).reshape(half.shape)
             for weights, half in zip(kernels, halves)
         ]
-        mixed = jnp.concatenate([x.reshape(halves[0].shape) for x in mixed], axis=-1)
+        mixed = jnp.concatenate(parts, axis=-1)
         return self.tap("output", self.out(adaptive_avg_pool(mixed, grid), train=train))
 
     def __call__(

@@ -195,18 +195,18 @@ def plug_in(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
     """The ContMix block for other networks."""
     config = {"res_scale": False, "ls_init_value": None} | fixture.config
     kwargs = options(config, BLOCK)
-    block = nnx.eval_shape(lambda: ContMixBlock(**kwargs, rngs=nnx.Rngs(0)))
-    block = fill(block, lambda path, shape: plug_in_parameter(fixture.params, path, shape))
+    abstract = nnx.eval_shape(lambda: ContMixBlock(**kwargs, rngs=nnx.Rngs(0)))
+    block = fill(abstract, lambda path, shape: plug_in_parameter(fixture.params, path, shape))
     return {"out/y": channels_first(jax.jit(lambda block, x: block(x))(block, x))}
 
 
 def reparam(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
     """A large depthwise kernel as a sum of branches, and merged."""
     config = fixture.config
-    large = nnx.eval_shape(
+    abstract = nnx.eval_shape(
         lambda: DilatedReparam(config["channels"], config["kernel_size"], rngs=nnx.Rngs(0))
     )
-    large = fill(large, lambda path, shape: named(fixture.params, path.replace("/", "."), shape))
+    large = fill(abstract, lambda path, shape: named(fixture.params, path.replace("/", "."), shape))
     merged = large.merge().conv
     return {
         "out/y": channels_first(jax.jit(lambda large, x: large(x))(large, x)),
