@@ -93,6 +93,13 @@ def tuples(value: Any) -> Any:
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def reals(value: Any) -> Any:
+    """JSON's whole numbers as the floats that constructors take; inside lists too, which become tuples."""
+    if isinstance(value, list):
+        return tuple(reals(v) for v in value)
+    return float(value) if isinstance(value, int) else value
+
+
 def fill(
     module: nnx.Module, value_of: Callable[[str, tuple[int, ...]], np.ndarray | jax.Array]
 ) -> nnx.Module:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lookupjax.interop.fixture import Fixture, fill, tuples
-from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.interop.fixture import Fixture, fill, reals, tuples
+from lookupjax.interop.state_dict import StateDict, channels_first, images, rename_start, torch_value
 from lookupjax.layers.position import resize_grid
 from lookupjax.layers.reparam import BRANCHES, DilatedReparam
 from lookupjax.models.overlock import ContMixBlock, OverLoCK
@@ -90,6 +90,7 @@ OWN = {  # reference argument -> ours, where only the name differs
     "use_ds": "aux_head",
     "deploy": "merged",
 }
+REAL = {"mlp_ratio", "sub_mlp_ratio", "ls_init_value", "drop_path_rate"}
 BLOCK = {  # the same for the plug-in block
     "dim": "dim",
     "num_heads": "num_heads",
@@ -99,14 +100,6 @@ BLOCK = {  # the same for the plug-in block
     "ls_init_value": "layer_scale",
     "deploy": "merged",
 }
-
-
-def rename_start(path: str, names: Mapping[str, str]) -> str:
-    """Replaces the longest of `names` that `path` starts with."""
-    for ours in sorted(names, key=len, reverse=True):
-        if f"{path}.".startswith(f"{ours}."):
-            return names[ours] + path[len(ours) :]
-    return path
 
 
 def split_path(path: str) -> tuple[str, str, Mapping[str, str]]:
@@ -153,7 +146,11 @@ def plug_in_parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> A
 
 def options(config: dict, names: Mapping[str, str]) -> dict[str, Any]:
     """Our constructor's arguments from the reference's."""
-    ours = {names[key]: tuples(value) for key, value in config.items() if key in names}
+    ours = {
+        names[key]: reals(value) if key in REAL else tuples(value)
+        for key, value in config.items()
+        if key in names
+    }
     return ours | dict(scale_branch=not config.get("res_scale", True))
 
 

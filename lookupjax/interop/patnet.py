@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lookupjax.interop.fixture import Fixture, fill, tuples
+from lookupjax.interop.fixture import Fixture, fill, reals, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
 from lookupjax.models.patnet import ChannelMixing, PATNet, SelfMixing, SpatialGate
 
@@ -43,6 +43,7 @@ OWN = {  # reference argument -> ours, where only the name differs
     "use_channel_attn": "channel_attention",
     "use_spatial_attn": "spatial_gate",
 }
+REAL = {"mlp_ratio", "layer_scale_init_value", "drop_path_rate"}
 MODULES = {
     "pat_ch": (ChannelMixing, MIXING),
     "pat_sf": (SelfMixing, MIXING),
@@ -67,7 +68,11 @@ def heads(config: dict, key: str) -> int:
 def build(fixture: Fixture) -> PATNet:
     """The model a fixture's config describes, with the fixture's parameters."""
     config = fixture.config
-    options = {ours: tuples(config[theirs]) for theirs, ours in OWN.items() if theirs in config}
+    options = {
+        ours: (reals if theirs in REAL else tuples)(config[theirs])
+        for theirs, ours in OWN.items()
+        if theirs in config
+    }
     options |= dict(activation=config["act_layer"].lower(), num_heads=heads(config, "patnet_t0"))
     model = nnx.eval_shape(lambda: PATNet(**options, rngs=nnx.Rngs(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))

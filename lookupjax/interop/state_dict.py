@@ -37,6 +37,14 @@ def rename(path: str, names: Mapping[str, str]) -> str:
     return path
 
 
+def rename_start(path: str, names: Mapping[str, str]) -> str:
+    """Replaces the longest of `names` that is the dotted path or its first components."""
+    for ours in sorted(names, key=len, reverse=True):
+        if f"{path}.".startswith(f"{ours}."):
+            return names[ours] + path[len(ours) :]
+    return path
+
+
 def torch_value(params: StateDict, path: str, names: Mapping[str, str] = BLOCK) -> Any:
     """Our parameter at `path` ("blocks/0/attn/q/kernel") from a state dict, after renaming by `names`.
 

@@ -324,10 +324,13 @@ class OverLoCK(nnx.Module):
       small_kernel: the smaller of ContMix's two kernels.
       scale_branch: learned scales on the branches instead of the skip paths (the code's res_scale=False).
       projection: channels before the mean over the map.
-      aux_head: a classifier on the Overview-Net's map, output "logits_aux" (trained with weight 0.4).
+      aux_head: a classifier on the Overview-Net's map, output "logits_aux", trained with weight 0.4.
       merged: the large kernels are single convolutions, for inference.
       dtype: compute dtype; parameters, statistics, softmax and resizing stay float32.
     """
+
+    loss_heads = ("logits", "logits_aux")
+    loss_weights = (1.0, 0.4)
 
     def __init__(
         self,
@@ -388,7 +391,8 @@ class OverLoCK(nnx.Module):
         )
         self.head = Head(dims[3] + context_dim, projection, num_classes, **common)
         self.aux = AuxHead(dims[3], num_classes, rngs=rngs) if aux_head else None
-        self.loss_heads = ("logits", "logits_aux") if aux_head else ("logits",)
+        if not aux_head:
+            self.loss_heads, self.loss_weights = ("logits",), (1.0,)
         normal_linears(self, rngs)
 
     def rates(self) -> list[tuple[float, ...]]:

@@ -25,12 +25,14 @@ def one_hot(label: Int[Array, "b"] | Float[Array, "b k"], classes: int) -> Float
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Mean cross-entropy over the batch, averaged over `heads` (LookupViT: both, equal weights).
+    """Cross-entropy, a mean over the batch and a weighted sum over `heads`.
 
     Args:
       loss_kind: "softmax" cross-entropy, or "sigmoid": binary cross-entropy summed over classes.
       label_smoothing: share of the target spread evenly over all classes.
-      heads: names of the model outputs that are trained.
+      heads: names of the model outputs that are trained; default those the model declares.
+      head_weights: of their losses; () takes those the model declares, or else the mean over heads
+        (LookupViT: both, equal weights).
 
     A model output "aux_loss" (a scalar, such as a balance loss) is added as it is.
     """
@@ -38,15 +40,21 @@ class Classification(Task):
     loss_kind: str = "softmax"
     label_smoothing: float = 0.0
     heads: tuple[str, ...] = ("logits",)
+    head_weights: tuple[float, ...] = ()
 
     @classmethod
     def for_model(cls, model: nnx.Module, **options: Any) -> "Classification":
-        """Trains the outputs that the model declares as `loss_heads`."""
-        return cls(**({"heads": model.loss_heads} | options))
+        """Trains the outputs that the model declares as `loss_heads`, weighted by its `loss_weights`."""
+        declared = {"heads": model.loss_heads, "head_weights": getattr(model, "loss_weights", ())}
+        if "heads" in options:  # other heads than the declared weights are for
+            del declared["head_weights"]
+        return cls(**(declared | options))
 
     def __post_init__(self):
         if self.loss_kind not in LOSSES:
             raise UserError(f"loss={self.loss_kind!r} is unknown; choose one of {LOSSES}")
+        if self.head_weights and len(self.head_weights) != len(self.heads):
+            raise UserError(f"head_weights={self.head_weights} must have one entry for each of {self.heads}")
 
     def per_example(self, logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, "b"]:
         logits = logits.astype(jnp.float32)
@@ -62,7 +70,8 @@ class Classification(Task):
         """Scalar loss and the figures logged beside it."""
         target = one_hot(batch["label"], outputs["logits"].shape[-1])
         losses = {head: self.per_example(outputs[head], target).mean() for head in self.heads}
-        total = jnp.stack(list(losses.values())).mean() + outputs.get("aux_loss", 0.0)
+        weights = self.head_weights or (1.0 / len(losses),) * len(losses)
+        total = sum(w * v for w, v in zip(weights, losses.values())) + outputs.get("aux_loss", 0.0)
         correct = outputs["logits"].argmax(-1) == target.argmax(-1)
         figures = {"accuracy": correct.astype(jnp.float32).mean()}
         if len(losses) > 1:
