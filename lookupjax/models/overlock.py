@@ -45,7 +45,7 @@ from lookupjax.models.published import Published
 VARIANTS: dict[str, dict] = {
     "mu": dict(
         depths=(1, 1, 1, 1),
-        focus_depths=(2, 1),
+        focus_depths=(1, 1),
         dims=(8, 16, 16, 32),
         kernels=(5, 5, 5, 5),
         focus_heads=(1, 2),
