@@ -253,3 +253,32 @@ def compressed_footprints(
         bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
         bar.set_label("attention weight of an image token")
         _save(figure, path)
+
+
+def enlargements(
+    rows: Sequence[dict[str, np.ndarray]],
+    scores: Sequence[dict[str, float]],
+    path: Path,
+    side: int = 128,
+) -> None:
+    """Images beside their enlargements, one row each; the middle `side` pixels of larger ones.
+
+    Args:
+      rows: {"low": image, ..., "original": image} in [0, 1]; "low" is drawn at the size of the others.
+      scores: {column: dB} to write above some of the columns.
+    """
+    columns = list(rows[0])
+    with rc_context(LOOK | {"axes.grid": False}):
+        figure = Figure(figsize=(3.2 * len(columns), 3.5 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), len(columns), squeeze=False)
+        for row, score, line in zip(rows, scores, axes):
+            size = row[columns[-1]].shape[0]
+            for name, place in zip(columns, line):
+                image = np.clip(row[name], 0, 1)
+                image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
+                shown = max(1, round(min(1.0, side / size) * min(image.shape[:2])))
+                top, left = ((n - shown) // 2 for n in image.shape[:2])
+                place.imshow(image[top : top + shown, left : left + shown], interpolation="nearest")
+                place.set_title(f"{name}, {score[name]:.2f} dB" if name in score else name)
+                place.set_axis_off()
+        _save(figure, path)

@@ -7,6 +7,7 @@
 
 The windows stay inside the map: at a border they are shifted, not cut (neighbourhood attention, arXiv
 2204.07143). A map smaller than K is enlarged first and averaged back afterwards.
+Taps: "kernel_small" and "kernel_large" (b, groups, h, w, k, k), "output".
 """
 
 import jax
@@ -73,7 +74,7 @@ class ContMix(TokenMixer):
 
     Args:
       kernel_size, small_kernel: K and S, odd.
-      key_dim: width of the map that `mix` takes its regions from; default `dim`.
+      key_dim: width of the map that `mix_maps` takes its regions from; default `dim`.
       value_proj: project the values (False in OverLoCK's Focus blocks).
       bias_init: standard deviation of the initial position bias.
     """
@@ -121,7 +122,7 @@ class ContMix(TokenMixer):
     ) -> tuple[Float[Array, "b g h w s s"], Float[Array, "b g h w k k"]]:
         """The softmax-normalised small and large kernel of every pixel, float32."""
         affinity = jnp.einsum("bhwgc,blgc->bghwl", q, k, preferred_element_type=jnp.float32)
-        scores = self.tap("scores", self.kernels(affinity.astype(q.dtype)).astype(jnp.float32))
+        scores = self.kernels(affinity.astype(q.dtype)).astype(jnp.float32)
         cut, grid = self.small_kernel**2, (q.shape[1], q.shape[2])
         windows = []
         for name, part, table, size in (
@@ -133,7 +134,7 @@ class ContMix(TokenMixer):
             windows.append(self.tap(name, weights.reshape(*part.shape[:-1], size, size)))
         return windows[0], windows[1]
 
-    def mix(
+    def mix_maps(
         self,
         query: Float[Array, "b h w d"],
         key: Float[Array, "b h w e"],
@@ -145,18 +146,18 @@ class ContMix(TokenMixer):
         grid = (query.shape[1], query.shape[2])
         size = enlarged(grid, self.kernel_size)
         query, key, value = (resize_grid(x, size, antialias=False) for x in (query, key, value))
-        q = self.tap("q", self.groups(self.q(query, train=train) * self.scale))
+        q = self.groups(self.q(query, train=train) * self.scale)
         k = self.k(adaptive_avg_pool(key, REGIONS), train=train)
-        k = self.tap("k", self.groups(flatten_grid(k)))
-        v = self.tap("v", value if self.v is None else self.v(value, train=train))
+        v = value if self.v is None else self.v(value, train=train)
         halves = jnp.split(v, 2, axis=-1)
-        kernels = self.dynamic_kernels(q, k)
+        kernels = self.dynamic_kernels(q, self.groups(flatten_grid(k)))
         parts = [
             window_mix(weights.astype(half.dtype), self.groups(half)).reshape(half.shape)
             for weights, half in zip(kernels, halves)
         ]
         mixed = jnp.concatenate(parts, axis=-1)
-        return self.tap("output", self.out(adaptive_avg_pool(mixed, grid), train=train))
+        out = self.out(adaptive_avg_pool(mixed, grid), train=train)
+        return self.tap("output", flatten_grid(out)).reshape(out.shape)
 
     def __call__(
         self,
@@ -173,7 +174,7 @@ class ContMix(TokenMixer):
         if len(grid) != 2:
             raise UserError(f"ContMix works on grids of two axes, not {grid}")
         maps = x.reshape(x.shape[0], *grid, x.shape[-1])
-        return flatten_grid(self.mix(maps, maps, maps, train=rngs is not None))
+        return flatten_grid(self.mix_maps(maps, maps, maps, train=rngs is not None))
 
 
 MIXER = ContMix

@@ -229,7 +229,7 @@ class ContMixBlock(nnx.Module):
         normed = self.norm1(f)
         x, context = normed[..., : self.dim], normed[..., self.dim :]
         value, key = (x, x) if self.fusion is None else (self.fusion(normed, train=train), context)
-        y = self.mixer.mix(x, key, value, train=train)
+        y = self.mixer.mix_maps(x, key, value, train=train)
         y = y + self.large_norm(self.large(value, train=train), train=train)
         y = self.excite(y) * self.gate(value, train=train)
         f = self.residual1(f, self.proj(self.proj_norm(y, train=train)), rate=rate, rngs=rngs)
@@ -329,8 +329,8 @@ class OverLoCK(nnx.Module):
       dtype: compute dtype; parameters, statistics, softmax and resizing stay float32.
     """
 
-    loss_heads = ("logits", "logits_aux")
-    loss_weights = (1.0, 0.4)
+    loss_heads: tuple[str, ...] = ("logits", "logits_aux")
+    loss_weights: tuple[float, ...] = (1.0, 0.4)
 
     def __init__(
         self,
