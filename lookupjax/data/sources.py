@@ -15,9 +15,12 @@ from etils import epath
 
 from lookupjax.errors import UserError, nearest
 
-BUILDERS = {"digits": "lookupjax.data.builders.digits:Digits"}
+BUILDERS = {
+    "digits": "lookupjax.data.builders.digits:Digits",
+    "coloured_digits": "lookupjax.data.builders.coloured_digits:ColouredDigits",
+}
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-EMBEDDED = ("digits",)  # made from what is installed, within a second
+EMBEDDED = ("digits", "coloured_digits")  # made from what is installed, within a second
 
 
 @runtime_checkable

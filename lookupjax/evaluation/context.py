@@ -22,7 +22,7 @@ from lookupjax.config import set_key
 from lookupjax.data.loader import EvalBatches
 from lookupjax.data.sources import DatasetInfo, dataset_info
 from lookupjax.grids import format_grid
-from lookupjax.tasks.base import Task
+from lookupjax.tasks.base import Batch, Task
 from lookupjax.training.sharding import batch_share, check_batch_size, global_batch
 from lookupjax.training.state import merge_model
 
@@ -35,6 +35,14 @@ IN_FLIGHT = 3  # batches dispatched ahead of the one whose values are read
 def call_name(call: Call) -> str:
     """How a call variant is named in results: its compressed grid, or "" for the model's own call."""
     return " ".join(format_grid(v) if isinstance(v, tuple) else f"{k}={v}" for k, v in call)
+
+
+class OfModel:
+    """Base of per-example functions that need the model itself, such as an attack on it. Hashable."""
+
+    def of_model(self, task: Task, model: nnx.Module, batch: Batch, **call: Any) -> dict[str, jax.Array]:
+        """Arrays whose first axis is the batch."""
+        raise NotImplementedError
 
 
 @dataclass(eq=False)
@@ -78,9 +86,15 @@ class Context:
         self.directory.mkdir(parents=True, exist_ok=True)
         return self.directory
 
-    def _run(self, fn: PerExample, params: Any, stats: Any, batch: dict, call: Call) -> dict[str, jax.Array]:
+    def _run(
+        self, fn: PerExample | OfModel, params: Any, stats: Any, batch: dict, call: Call
+    ) -> dict[str, jax.Array]:
         model = merge_model(self.graphdef, params, stats)
-        return fn(self.task.predict(model, batch, **dict(call)), batch) | {"mask": batch["mask"]}
+        if isinstance(fn, OfModel):
+            values = fn.of_model(self.task, model, batch, **dict(call))
+        else:
+            values = fn(self.task.predict(model, batch, **dict(call)), batch)
+        return values | {"mask": batch["mask"]}
 
     def data_config(self, changes: Mapping[str, Any] | None = None) -> ConfigDict:
         """`data` with some keys changed.
@@ -118,7 +132,7 @@ class Context:
         return dataset_info(config.name, config.dir)
 
     def stream(
-        self, fn: PerExample, params: Any, stats: Any, batches: EvalBatches, call: Call
+        self, fn: PerExample | OfModel, params: Any, stats: Any, batches: EvalBatches, call: Call
     ) -> Iterator[dict[str, np.ndarray]]:
         """`fn(outputs, batch)` of each batch, real examples only."""
         pending: deque[dict[str, jax.Array]] = deque()
@@ -138,7 +152,7 @@ class Context:
             yield real_examples(pending.popleft())
 
     def collect(
-        self, fn: PerExample, params: Any, stats: Any, batches: EvalBatches, call: Call = ()
+        self, fn: PerExample | OfModel, params: Any, stats: Any, batches: EvalBatches, call: Call = ()
     ) -> dict[str, np.ndarray]:
         """`fn(outputs, batch)` of every example of the split, in its order.
 

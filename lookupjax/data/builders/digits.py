@@ -12,6 +12,15 @@ from sklearn.model_selection import train_test_split
 TEST_EXAMPLES = 360
 
 
+def split_digits() -> dict[str, np.ndarray]:
+    """Indices of the images of each split."""
+    labels = load_digits().target
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_EXAMPLES, stratify=labels, random_state=0
+    )
+    return {"train": train, "test": test}
+
+
 class Digits(tfds.core.GeneratorBasedBuilder):
     """8x8 grey images of ten classes; a fixed stratified split into 1,437 for training and 360 for test."""
 
@@ -25,11 +34,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, _: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        labels = load_digits().target
-        train, test = train_test_split(
-            np.arange(len(labels)), test_size=TEST_EXAMPLES, stratify=labels, random_state=0
-        )
-        return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
+        return {split: self._generate_examples(indices) for split, indices in split_digits().items()}
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
         digits = load_digits()
