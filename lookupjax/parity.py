@@ -20,7 +20,7 @@ from lookupjax.errors import UserError, nearest
 from lookupjax.interop.fixture import load_fixture
 
 TOLERANCE = 2e-5
-NO_FAMILY = {"fixture", "state_dict"}  # modules of interop/ that are not adapters
+NO_FAMILY = {"fixture", "state_dict", "weights"}  # modules of interop/ that are not adapters
 
 
 @dataclass

@@ -1,6 +1,12 @@
-"""LookupViT fixtures: our NumPy definition's names (`block_0/gather/q/kernel`) into our modules."""
+"""LookupViT: our NumPy definition's names (`block_0/gather/q/kernel`), and a start from a ViT's weights.
+
+The start from a ViT is ours, not the paper's: patch embedding, positions, the compressed stream's
+self-attention and MLP, and its final norm are those of the ViT; gathering, infusion, the lookup MLP, the
+lookup stream's final norm and both heads keep their initial values.
+"""
 
 import re
+from typing import Any
 
 import jax
 from flax import nnx
@@ -8,7 +14,10 @@ from flax import nnx
 from lookupjax.attention.lookup import REUSE, gather, infuse, infusion_weights
 from lookupjax.attention.mixer import record_taps
 from lookupjax.attention.softmax import attention_scores
+from lookupjax.errors import UserError
+from lookupjax.interop import vit
 from lookupjax.interop.fixture import Fixture, fill, tuples
+from lookupjax.interop.state_dict import StateDict
 from lookupjax.layers.position import resize_grid
 from lookupjax.models.lookupvit import LookupViT
 from lookupjax.paths import named_leaves
@@ -22,13 +31,36 @@ def reference_name(path: str) -> str:
     return re.sub(r"_norm/norm/", "_norm/", path)  # the LayerNorm inside QKNorm
 
 
+FROM_VIT = (  # (our path, the ViT's)
+    (r"^embed/(\w+)$", r"embed/\1"),
+    (r"^pos_lookup$", "pos"),
+    (r"^(blocks/\d+/(?:attn_norm|attn|mlp_norm|mlp)/.*)$", r"\1"),
+    (r"^final_norm_p/(\w+)$", r"norm/\1"),
+)
+
+
+def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any:
+    """Our parameter at `path` from arrays of our own names, or from a ViT's file of any kind.
+
+    Raises:
+      UserError: when there is none.
+      ValueError: when it has another size.
+    """
+    if "embed/kernel" in params:
+        return params[reference_name(path)]
+    for pattern, name in FROM_VIT:
+        if re.search(pattern, path):
+            return vit.parameter(params, re.sub(pattern, name, path), shape)
+    raise UserError("a ViT has no such part")
+
+
 def build(fixture: Fixture) -> LookupViT:
     """The model a fixture's config describes, with the fixture's parameters."""
     rename = {"heads": "num_heads", "classes": "num_classes"}
     config = {k: tuples(v) for k, v in fixture.config.items() if k not in ("layout", "notes")}
     options = {rename.get(k, k): v for k, v in config.items()}
     model = nnx.eval_shape(lambda: LookupViT(**options, rngs=nnx.Rngs(0)))
-    return fill(model, lambda path, shape: fixture.params[reference_name(path)])
+    return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 
 def outputs(fixture: Fixture) -> dict[str, jax.Array]:

@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lookupjax.errors import UserError
+
 
 def _over_channels(v: Float[Array, "d"], x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     return lax.broadcast_in_dim(v, x.shape, (x.ndim - 1,))
@@ -72,4 +74,25 @@ class BatchNorm(nnx.Module):
         y = (x - _over_channels(mean, x)) * _over_channels(gain, x)
         if self.bias is not None:
             y += _over_channels(self.bias[...], x)
+        return y.astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of channels together over the map of each example (arXiv 1803.08494)."""
+
+    def __init__(
+        self, dim: int, *, groups: int = 32, eps: float = 1e-6, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+    ):
+        if dim % groups:
+            raise UserError(f"{dim} channels cannot be split into {groups} equal groups")
+        self.scale = nnx.Param(jnp.ones((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.groups, self.eps, self.dtype = groups, eps, dtype
+
+    def __call__(self, x: Float[Array, "b *s d"]) -> Float[Array, "b *s d"]:
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        centred = grouped - grouped.mean((1, 3), keepdims=True)
+        normed = centred * lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + self.eps)
+        y = normed.reshape(x.shape)
+        y = y * _over_channels(self.scale[...], y) + _over_channels(self.bias[...], y)
         return y.astype(self.dtype)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lookupjax.errors import UserError
 
-METHODS = ("linear", "cubic", "zoom")
+METHODS = ("linear", "bilinear", "cubic", "zoom")
 
 
 def _linear(distance: np.ndarray) -> np.ndarray:
@@ -33,9 +33,9 @@ def resize_matrix(n_in: int, n_out: int, method: str = "linear", antialias: bool
     """The (n_out, n_in) float32 matrix of a 1-D resize; every row sums to one.
 
     Args:
-      method: "linear" or "cubic" interpolate at half-pixel centres; "zoom" is linear and
-        corner-aligned (scipy.ndimage.zoom, order 1: the original ViT's fine-tuning code).
-      antialias: widen the kernel when shrinking (no effect on "zoom" and when growing).
+      method: "linear" or "cubic" interpolate at half-pixel centres; "bilinear" is "linear" without antialias;
+        "zoom" is linear and corner-aligned (scipy.ndimage.zoom, order 1: the original ViT's fine-tuning).
+      antialias: widen the kernel when shrinking (no effect on "bilinear", on "zoom" and when growing).
     """
     if method not in METHODS:
         raise UserError(f"resize method {method!r} is unknown; choose one of {METHODS}")
@@ -46,7 +46,7 @@ def resize_matrix(n_in: int, n_out: int, method: str = "linear", antialias: bool
         width = 1.0
     else:
         centre = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
-        width = max(n_in / n_out, 1.0) if antialias else 1.0
+        width = max(n_in / n_out, 1.0) if antialias and method != "bilinear" else 1.0
     kernel = _keys_cubic if method == "cubic" else _linear
     weight = kernel((centre[:, None] - np.arange(n_in)[None]) / width)
     return (weight / weight.sum(1, keepdims=True)).astype(np.float32)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
+from pathlib import Path
 
 from flax import nnx
 
@@ -57,23 +58,36 @@ def model_options(name: str) -> dict[str, typing.Any]:
     return options | module.VARIANTS[variant]
 
 
-def create_model(name: str, *, rngs: nnx.Rngs | None = None, **overrides) -> nnx.Module:
+def create_model(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    strict: bool = True,
+    rngs: nnx.Rngs | None = None,
+    **overrides,
+) -> nnx.Module:
     """Builds a model by name, such as `create_model("lookupvit_b16", num_classes=10)`.
 
     Args:
       name: "<file of lookupjax.models>_<variant>".
+      weights: a .npz or .safetensors file of published weights; see `interop.weights.load_weights`.
+      strict: whether the file must fit exactly; otherwise what does not is reported and left as initialised.
       rngs: source of the initial parameters; default `Keys(0)`.
       overrides: any argument of the model's constructor.
 
     Raises:
-      UserError: for an unknown name or option, with the nearest known one.
+      UserError: for an unknown name or option, with the nearest known one, or weights that do not fit.
     """
     module, variant = find_model(name)
     known = model_options(name)
     for key in overrides:
         if key not in known:
             raise UserError(f"{name} has no option {key!r}{nearest(key, known)}; it has {sorted(known)}")
-    return module.create(variant, rngs=Keys(0) if rngs is None else rngs, **overrides)
+    model = module.create(variant, rngs=Keys(0) if rngs is None else rngs, **overrides)
+    if weights is not None:
+        # by name, as the models themselves are found: adapters stand above the models
+        importlib.import_module("lookupjax.interop.weights").load_weights(model, weights, strict=strict)
+    return model
 
 
 def nominal_options(name: str) -> dict[str, typing.Any]:
