@@ -64,11 +64,23 @@ def default_config() -> ConfigDict:
             ema=0.0,  # decay of the parameters' moving average, which is then what is evaluated; 0: none
             frozen=(),  # patterns of parameters that are not trained
             mesh=dict(data=-1, fsdp=1, model=1),  # -1: all remaining devices
+            # further (parameter pattern, axis that "model" splits), before those of training/sharding.py
+            tensor_rules=(),
             log_every=50,
             eval_every=0,  # 0: only at the end
             # {name: {"type": a file of lookupjax.evaluation, ...its options}}, beside the task's own figures
             evaluators={},
-            checkpoint=dict(every=500, keep=2),  # every 0: only at the end
+            checkpoint=dict(
+                every=500,  # 0: only at the end
+                keep=2,  # newest
+                best="",  # a figure, such as "eval/3x3/accuracy": its best checkpoints are kept too
+                best_mode="max",  # or "min"
+                keep_best=1,
+            ),
+            # what to start from when the work directory has no checkpoint, see lookupjax.training.init
+            init=dict(path="", include=(), exclude=(), strict=False),
+            profile=dict(after=10, steps=0),  # trace so many steps into workdir/profile, after the first ...
+            check_nans=False,  # name the operation that made the first NaN; slow
             # {name: changes to this config}: further runs, in workdir/baselines/name
             baselines={},
             report=False,  # write workdir/report after training: tables and plots, next to the baselines

@@ -81,11 +81,11 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def load_trained(workdir: Path) -> tuple[Experiment, dict]:
-    """(experiment, its newest "model" checkpoint item), on all local devices.
+def load_trained(workdir: Path, which: str = "newest") -> tuple[Experiment, dict]:
+    """(experiment, its "model" checkpoint item: "newest", "best" or of a step), on all local devices.
 
     Raises:
-      UserError: when there is no checkpoint that this model can read.
+      UserError: when there is no such checkpoint that this model can read.
     """
     config = read_config(workdir)
     mesh = make_mesh(ConfigDict(dict(data=-1, fsdp=1, model=1)))
@@ -95,8 +95,8 @@ def load_trained(workdir: Path) -> tuple[Experiment, dict]:
         raise UserError(
             f"{workdir} has no checkpoint yet; train first: python -m lookupjax.train --workdir={workdir}"
         )
-    with Checkpoints(directory) as checkpoints:
-        part = checkpoints.restore_model(experiment.abstract_state.model_part())
+    with Checkpoints(directory, config.checkpoint) as checkpoints:
+        part = checkpoints.restore_model(experiment.abstract_state.model_part(), which)
     if part is None:
         raise UserError(f"{directory} holds no complete checkpoint; let the training reach its first save")
     return experiment, part

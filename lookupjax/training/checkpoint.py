@@ -2,36 +2,68 @@
 
 A checkpoint is three items: "model" (parameters, statistics, EMA, step), "optimizer", and "data" (the
 iterator's position as JSON). Orbax writes into a temporary directory and renames it when complete, so a
-killed save leaves the previous checkpoint as the last one.
+killed save leaves the previous checkpoint as the last one. The arrays are global: they can be restored
+on any mesh and with any number of processes.
 """
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from lookupjax.errors import UserError
+from lookupjax.errors import UserError, nearest
 from lookupjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def abstract_like(tree: Any, shardings: Any) -> Any:
-    """Shapes and dtypes of `tree`, to be placed by `shardings`."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+BEST = "best"  # under which orbax stores the figure that `checkpoint.best` names
+
+
+def _best_figure(metrics: Mapping[str, float]) -> float:
+    return metrics[BEST]
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; the newest `keep` stay."""
+    """The checkpoints of one work directory: the newest `keep`, and the best `keep_best` by `best`.
 
-    def __init__(self, directory: Path, keep: int = 2):
-        self.directory = directory
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self.manager = ocp.CheckpointManager(directory.absolute(), options=options)
+    Args:
+      options: `config.checkpoint`.
+
+    Raises:
+      UserError: for a `best_mode` that is neither "max" nor "min".
+    """
+
+    def __init__(self, directory: Path, options: ConfigDict):
+        self.directory, self.best = directory, options.best
+        if options.best_mode not in ("max", "min"):
+            raise UserError(f"checkpoint.best_mode={options.best_mode!r} must be 'max' or 'min'")
+        policies = [preservation.LatestN(options.keep)]
+        if self.best:
+            policies.append(
+                preservation.BestN(
+                    get_metric_fn=_best_figure,
+                    reverse=options.best_mode == "min",
+                    n=options.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self.manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation.AnyPreservationPolicy(policies),
+                best_fn=_best_figure if self.best else None,
+                best_mode=options.best_mode,
+                enable_async_checkpointing=True,
+            ),
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -44,17 +76,33 @@ class Checkpoints:
         """Steps that have a complete checkpoint, oldest first."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, state: TrainState, data: dict) -> None:
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best figure so far, or None."""
+        return self.manager.best_step() if self.best else None
+
+    def save(
+        self, step: int, state: TrainState, data: dict, figures: Mapping[str, float] | None = None
+    ) -> None:
         """Starts writing; returns once the arrays are copied. A failure surfaces at the next call.
 
+        Args:
+          figures: of an evaluation of this state, with `best` among them if that is set.
+
         Raises:
-          UserError: when the disk refuses.
+          UserError: when the disk refuses, or there is no figure `best`.
         """
         item = ocp.args.StandardSave
         args = ocp.args.Composite(
             model=item(state.model_part()), optimizer=item(state.opt_state), data=ocp.args.JsonSave(data)
         )
-        self._guarded(lambda: self.manager.save(step, args=args, force=True))
+        if self.best and figures is not None and self.best not in figures:
+            raise UserError(
+                f"checkpoint.best={self.best!r} is not evaluated{nearest(self.best, figures)}; "
+                f"there are {sorted(figures)}"
+            )
+        metrics = {BEST: float(figures[self.best])} if self.best and figures else None
+        self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics, force=True))
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.
@@ -103,10 +151,23 @@ class Checkpoints:
         multihost_utils.sync_global_devices("set aside damaged checkpoints")
         self.manager.reload()
 
-    def restore_model(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """Only the "model" item: what evaluation and prediction need."""
-        _, found = self._newest(ocp.args.Composite(model=ocp.args.StandardRestore(abstract)))
-        return None if found is None else found["model"]
+    def restore_model(self, abstract: dict[str, Any], which: str = "newest") -> dict[str, Any] | None:
+        """Only the "model" item: what evaluation and prediction need.
+
+        Args:
+          which: "newest", "best" or a step.
+
+        Raises:
+          UserError: when there is no such checkpoint.
+        """
+        args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
+        if which == "newest":
+            _, found = self._newest(args)
+            return None if found is None else found["model"]
+        step = self.best_step if which == "best" else next((s for s in self.steps if str(s) == which), None)
+        if step is None:
+            raise UserError(f"{self.directory} has no checkpoint {which!r}; it has the steps {self.steps}")
+        return self.manager.restore(step, args=args)["model"]
 
     def _newest(self, args: ocp.args.Composite) -> tuple[int, Any]:
         """(step, items) of the newest readable checkpoint; (0, None) when there is none at all."""

@@ -20,6 +20,7 @@ from lookupjax.grids import format_grid
 from lookupjax.layers.embed import token_grid
 from lookupjax.layers.rngs import Keys
 from lookupjax.models import create_model, model_options
+from lookupjax.paths import named_leaves
 from lookupjax.tasks import create_task
 from lookupjax.tasks.base import Task
 from lookupjax.training import optimizer, sharding, state
@@ -94,6 +95,11 @@ class Experiment:
     def graphdef(self) -> nnx.GraphDef:
         return state.split_model(self.abstract_model)[0]
 
+    @property
+    def tensor_rules(self) -> sharding.Rules:
+        names = named_leaves(state.split_model(self.abstract_model)[1])
+        return sharding.tensor_rules(self.config.tensor_rules, names, self.mesh)
+
     def init(self) -> state.TrainState:
         """The state at step 0 (pure; see `create_state`)."""
         config = self.config
@@ -103,7 +109,7 @@ class Experiment:
     def abstract_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state."""
         abstract = jax.eval_shape(self.init)
-        shardings = sharding.tree_shardings(abstract, self.mesh)
+        shardings = sharding.tree_shardings(abstract, self.mesh, self.tensor_rules)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )

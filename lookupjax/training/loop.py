@@ -1,15 +1,12 @@
 """The training loop: data -> step -> metrics, evaluation and checkpoints, until the last step.
 
-Restore priority: the newest readable checkpoint of the work directory, else the initial state.
+Restore priority: the newest readable checkpoint of the work directory, else config.init, else from scratch.
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,10 @@ from lookupjax.evaluation import create_evaluators, describe, flatten_results, r
 from lookupjax.evaluation.context import Call, call_name
 from lookupjax.training import distributed, sharding
 from lookupjax.training.checkpoint import Checkpoints
+from lookupjax.training.debug import Profiler, raising, with_nan_checks
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
+from lookupjax.training.goodput import Attempts, Stopwatch, describe_goodput, goodput
+from lookupjax.training.init import initialise
 from lookupjax.training.metrics import MetricWriter
 from lookupjax.training.progress import Reporter
 from lookupjax.training.state import TrainState
@@ -42,28 +42,21 @@ def draw_call(seed: int, step: int, calls: list[Call]) -> Call:
     return calls[int(generator.integers(len(calls)))]
 
 
-@dataclass
 class Window:
     """What accumulates between two logs: metrics of every step and where the time went."""
 
-    began: float = field(default_factory=time.perf_counter)
-    rows: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"data": 0.0, "step": 0.0, "checkpoint": 0.0})
+    def __init__(self, watch: Stopwatch):
+        self.watch, self.before = watch, watch.seconds
+        self.rows: list[dict[str, float]] = []
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - start
-
-    def summary(self) -> dict[str, float]:
-        """Means over the steps, and milliseconds per step by part ("other" is evaluation and logging)."""
+    def summary(self) -> tuple[float, dict[str, float]]:
+        """(steps per second, means over the steps and milliseconds per step by part)."""
         steps = max(len(self.rows), 1)
         keys = self.rows[0] if self.rows else {}
         means = {f"train/{k}": float(np.mean([row[k] for row in self.rows])) for k in keys}
-        total = time.perf_counter() - self.began
-        parts = self.seconds | {"other": total - sum(self.seconds.values())}
-        return means | {f"time/{k}_ms": 1e3 * v / steps for k, v in parts.items()}
+        seconds = {k: v - self.before[k] for k, v in self.watch.seconds.items()}
+        times = {f"time/{k}_ms": 1e3 * v / steps for k, v in seconds.items() if k != "start-up"}
+        return steps / sum(seconds.values()), means | times
 
 
 class PendingMetrics:
@@ -113,11 +106,13 @@ def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter:
     )
     batch_shardings = {k: NamedSharding(experiment.mesh, sharding.BATCH) for k in batch}
     jitted = jax.jit(
-        step,
+        with_nan_checks(step) if config.check_nans else step,
         static_argnums=2,
         donate_argnums=0,
         in_shardings=(experiment.state_shardings, batch_shardings),
-        out_shardings=(experiment.state_shardings, None),
+        out_shardings=(None, (experiment.state_shardings, None))
+        if config.check_nans
+        else (experiment.state_shardings, None),
     )
     calls = experiment.calls()
     for call in calls:
@@ -128,7 +123,7 @@ def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter:
         start = time.perf_counter()
         program = jitted.lower(experiment.abstract_state, batch, call).compile()
         reporter.line(f"compiled the step {call_name(call)} in {time.perf_counter() - start:.1f} s")
-        return program
+        return raising(program) if config.check_nans else program
 
     reporter.line(f"compiling {len(calls)} program{'s' if len(calls) > 1 else ''}")
     with ThreadPoolExecutor(2) as pool:
@@ -142,7 +137,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
       UserError: for what the user can mend (sizes, disk, a loss that is not finite).
       Interrupted: after SIGTERM, with a checkpoint of the current step on disk.
     """
-    config, mesh = experiment.config, experiment.mesh
+    config, mesh, watch = experiment.config, experiment.mesh, Stopwatch()
     sharding.check_batch_size(config.batch_size, mesh, "config.batch_size", config.accumulate)
     index, count = sharding.batch_share(mesh)
     data = train_iterator(
@@ -152,20 +147,28 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
     evaluators = create_evaluators(config.evaluators.to_dict(), context)
 
     with (
-        Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints,
+        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
         distributed.preemption() as preempted,
     ):
-        restored = checkpoints.restore(experiment.abstract_state)
-        if restored is None:
-            state = experiment.create_state()
-        else:
-            state, position = restored
-            data.set_state(position)
+        with watch.timed("start-up"):
+            restored = checkpoints.restore(experiment.abstract_state)
+            if restored is not None:
+                state, position = restored
+                data.set_state(position)
+            else:
+                state = experiment.create_state()
         start = step = int(state.step)
         reporter = Reporter(name, start, config.steps)
         writer = MetricWriter(workdir, start)
-        if start:
+        attempts = Attempts(workdir, start, watch)
+        profiler = Profiler(workdir / "profile", start + config.profile.after, config.profile.steps)
+        if restored is not None:
             reporter.line(f"resuming at step {start}")
+        elif config.init.path:
+            with watch.timed("start-up"):
+                state, report = initialise(state, config.init, mesh)
+            for line in report.lines():
+                reporter.line(line)
 
         def last_good() -> str:
             steps = checkpoints.steps
@@ -175,55 +178,71 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                 else "There is no checkpoint yet."
             )
 
-        def save() -> None:
-            with window.timed("step"):
+        def save(figures: dict[str, float] | None = None) -> None:
+            with watch.timed("step"):
                 window.rows += pending.pop(keep=0)  # never save a state after a loss that is not finite
-            with window.timed("checkpoint"):
-                checkpoints.save(step, state, data.get_state())
+            with watch.timed("checkpoint"):
+                checkpoints.save(step, state, data.get_state(), figures)
+            attempts.saved(step)
 
         def evaluate() -> dict[str, dict[str, float]]:
-            results = run_evaluators(evaluators, evaluation_params(state.model_part()), state.stats)
+            with watch.timed("step"):
+                jax.block_until_ready(state)
+            with watch.timed("evaluation"):
+                results = run_evaluators(evaluators, evaluation_params(state.model_part()), state.stats)
             writer.write(step, flatten_results(results))
             return results
 
-        pending, window = PendingMetrics(last_good), Window()
+        def due(every: int) -> bool:
+            return step == config.steps or (every > 0 and step % every == 0)
+
+        pending, window = PendingMetrics(last_good), Window(watch)
         programs, results = {}, {}
+        if start == config.steps:
+            results = evaluate()
         try:
             while step < config.steps:
-                with window.timed("data"):
+                with watch.timed("data"):
                     batch = sharding.global_batch(next(data), mesh)
                 if not programs:
-                    programs = compile_steps(experiment, batch, reporter)
-                    window = Window()
+                    with watch.timed("start-up"):
+                        programs = compile_steps(experiment, batch, reporter)
+                    window = Window(watch)
                 call = draw_call(config.seed, step, list(programs))
-                with window.timed("step"):
+                profiler.before(step, state)
+                with watch.timed("step"):
                     state, metrics = programs[call](state, batch)
                     step += 1
                     pending.push(step, metrics)
                     window.rows += pending.pop(keep=IN_FLIGHT)
                 reporter.update(step)
-                if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
-                    save()
-                if step % config.log_every == 0 or step == config.steps:
-                    with window.timed("step"):
+                if due(config.log_every):
+                    with watch.timed("step"):
                         window.rows += pending.pop(keep=0)
-                    summary = window.summary()
+                    rate, summary = window.summary()
                     writer.write(step, summary)
-                    reporter.log(step, len(window.rows) / (time.perf_counter() - window.began), summary)
-                    window = Window()
-                if config.eval_every and step % config.eval_every == 0 and step < config.steps:
-                    evaluate()
-                if preempted(step):
+                    reporter.log(step, rate, summary)
+                    window = Window(watch)
+                evaluated, to_save = due(config.eval_every), due(config.checkpoint.every)
+                if to_save and not (evaluated and checkpoints.best):  # before anything can go wrong
                     save()
+                if evaluated:
+                    results = evaluate()
+                    if checkpoints.best:
+                        save(flatten_results(results))
+                if preempted(step) and step < config.steps:
+                    if step not in checkpoints.steps:
+                        save()
                     checkpoints.wait()
                     raise Interrupted(f"SIGTERM: saved step {step}; start again to go on")
-            if step > start or restored is None:
-                save()
-            results = evaluate()
             for line in describe(results):
                 reporter.line(f"test {line}")
             checkpoints.wait()
+            if attempts.record["to"] > start:
+                writer.write(step, {f"goodput/{k}": v for k, v in goodput(attempts.records).items()})
+                reporter.line(describe_goodput(attempts.records))
         finally:
+            profiler.stop(state)
             writer.close()
             reporter.close()
     return state, results

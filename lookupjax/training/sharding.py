@@ -6,6 +6,7 @@ axis, `model` splits attention and MLP kernels by the rules below. Batches are s
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from lookupjax.errors import UserError
-from lookupjax.paths import map_named
+from lookupjax.paths import check_patterns, map_named
 
 AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -51,18 +52,31 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
             f"mesh data x fsdp x model = {shape} does not use exactly the {len(devices)} devices here; "
             "set one of config.mesh.data/fsdp/model to -1 to take the rest"
         )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How the array `name` is split: tensor rule first, then fsdp over the largest axis that divides."""
+Rules = tuple[tuple[str, int], ...]
+
+
+def find_rule(name: str, rules: Rules) -> int | None:
+    """The position of the first rule whose pattern is found in `name`, or None."""
+    return next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
+
+
+def partition_spec(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_RULES
+) -> PartitionSpec:
+    """How the array `name` is split: tensor rule first, then fsdp over the largest axis that divides.
+
+    A rule's axis that `model` does not divide stays whole.
+    """
     axes: list[str | None] = [None] * len(shape)
     tensor, fsdp = mesh.shape["model"], mesh.shape["fsdp"]
-    if tensor > 1:
-        for pattern, axis in TENSOR_RULES:
-            if re.search(pattern, name) and -axis <= len(shape) and shape[axis] % tensor == 0:
-                axes[axis] = "model"
-                break
+    rule = find_rule(name, rules) if tensor > 1 else None
+    if rule is not None:
+        axis = rules[rule][1]
+        if -len(shape) <= axis < len(shape) and shape[axis] % tensor == 0:
+            axes[axis] = "model"
     if fsdp > 1 and math.prod(shape) >= SMALL:
         sizes = [n if axes[i] is None and n % fsdp == 0 else 0 for i, n in enumerate(shape)]
         if max(sizes) > 0:
@@ -70,9 +84,28 @@ def partition_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
+def tree_shardings(abstract: Any, mesh: Mesh, rules: Rules = TENSOR_RULES) -> Any:
     """The tree of NamedShardings of a state (optimizer moments carry their parameter's name)."""
-    return map_named(lambda n, x: NamedSharding(mesh, partition_spec(n, x.shape, mesh)), abstract)
+    return map_named(lambda n, x: NamedSharding(mesh, partition_spec(n, x.shape, mesh, rules)), abstract)
+
+
+def tensor_rules(own: Rules, names: Iterable[str], mesh: Mesh) -> Rules:
+    """config.tensor_rules before ours.
+
+    Of our table a rule may go unused: models name their kernels differently, or have no attention.
+
+    Raises:
+      UserError: when one of `own` matches no parameter, or `model` > 1 splits none at all.
+    """
+    names = list(names)
+    check_patterns([pattern for pattern, _ in own], names, "tensor_rules")
+    rules = (*((pattern, axis) for pattern, axis in own), *TENSOR_RULES)
+    if mesh.shape["model"] > 1 and all(find_rule(name, rules) is None for name in names):
+        raise UserError(
+            f"mesh.model={mesh.shape['model']} would split no parameter of this model: add patterns of its "
+            "kernels to config.tensor_rules, or use mesh.fsdp"
+        )
+    return rules
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

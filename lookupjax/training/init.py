@@ -1,0 +1,206 @@
+"""Starting from the weights of another run: fine-tuning, other resolutions, other classes.
+
+`config.init = {"path", "include", "exclude", "strict"}` is used when the work directory itself has no
+checkpoint. Of the parameters whose names match `include` (all, if empty) and not `exclude`:
+
+    found with the same shape         loaded
+    found, a position table           resized to the new grid
+    found, a head of another shape    left at its initial values ("replaced")
+    anything else                     an error: name it in `exclude` to train it from scratch
+
+The moving average is loaded where the other run has one, and starts the new run's own.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from lookupjax.errors import UserError
+from lookupjax.layers.position import resize_grid
+from lookupjax.paths import check_patterns, map_named, named_leaves
+from lookupjax.training.state import TrainState
+
+HEAD = re.compile(r"^(head|classifier|logits)\w*(/|$)")
+POSITION = re.compile(r"(^|/)pos")
+
+
+@dataclass
+class LoadReport:
+    """What became of every parameter, by name."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)  # excluded, or not included
+    missing: list[str] = field(default_factory=list)  # not in the source, or of another shape there
+    unexpected: list[str] = field(default_factory=list)  # in the source only
+
+    def lines(self) -> list[str]:
+        total = sum(map(len, (self.loaded, self.resized, self.replaced, self.skipped, self.missing)))
+        shown = [f"initialised from {self.source}: {len(self.loaded)} of {total} arrays loaded"]
+        for kind in ("resized", "replaced", "skipped", "missing", "unexpected"):
+            names = getattr(self, kind)
+            if names:
+                more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+                shown.append(f"  {kind}: {', '.join(names[:8])}{more}")
+        return shown
+
+    def check(self, strict: bool) -> None:
+        """Raises UserError for what is missing; with `strict`, for all that is not loaded as it stands."""
+        wrong = self.missing + (self.resized + self.replaced + self.unexpected if strict else [])
+        if wrong or not self.loaded:
+            raise UserError(
+                "config.init does not fit this model"
+                + ("; " if wrong else ": no parameter was loaded; ")
+                + "name in init.exclude what shall be trained from scratch"
+                + (", or unset init.strict" if strict else "")
+                + "\n"
+                + "\n".join(self.lines())
+            )
+
+
+def initialise(state: TrainState, options: ConfigDict, mesh: Mesh) -> tuple[TrainState, LoadReport]:
+    """`state` with what `config.init` says loaded into it.
+
+    Raises:
+      UserError: when there is no such checkpoint, or it does not fit.
+    """
+    directory = find_checkpoint(Path(options.path))
+    target = named_leaves(state.params) | named_leaves(state.stats)
+    for what in ("include", "exclude"):
+        check_patterns(options[what], target, f"init.{what}")
+
+    def wanted(name: str) -> bool:
+        included = not options.include or any(re.search(p, name) for p in options.include)
+        return included and not any(re.search(p, name) for p in options.exclude)
+
+    values, report = fit(target, read_weights(directory, target, wanted, mesh), wanted, str(directory.parent))
+    report.check(options.strict)
+    params = map_named(lambda n, x: values.get(n, x), state.params)
+    stats = map_named(lambda n, x: values.get(n, x), state.stats)
+    ema = None
+    if state.ema is not None:
+        ema = map_named(lambda n, x: jnp.copy(values[n]) if n in values else x, state.ema)
+    return replace(state, params=params, stats=stats, ema=ema), report
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The "model" item of a work directory's newest checkpoint, or of the checkpoint directory itself.
+
+    Raises:
+      UserError: when there is none.
+    """
+    if (path / "checkpoints").is_dir():
+        steps = [p for p in (path / "checkpoints").iterdir() if p.name.isdigit()]
+        path = max(steps, key=lambda p: int(p.name), default=path)
+    if not (path / "model").is_dir():
+        raise UserError(
+            f"config.init.path: {path} holds no checkpoint; give a work directory or DIR/checkpoints/STEP"
+        )
+    return (path / "model").absolute()
+
+
+def read_weights(
+    directory: Path, target: Mapping[str, jax.Array], wanted: Callable[[str], bool], mesh: Mesh
+) -> dict[str, Any]:
+    """{name: array} of the checkpoint's parameters (their moving average where there is one) and statistics.
+
+    Arrays of the target's shape arrive in its sharding, others whole on every device; what is not wanted
+    is not read and comes back as its abstract shape.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(directory).item_metadata.tree
+        parts = {part: named_leaves(saved.get(part) or {}) for part in ("params", "stats", "ema")}
+        places = {name: "ema" if name in parts["ema"] else "params" for name in parts["params"]}
+        places |= dict.fromkeys(parts["stats"], "stats")
+
+        def abstract(name: str) -> jax.ShapeDtypeStruct:
+            found = parts[places[name]][name]
+            same = name in target and target[name].shape == found.shape
+            sharding = target[name].sharding if same else everywhere
+            return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=sharding)
+
+        shapes = {name: abstract(name) for name in places}
+        read = {name: x for name, x in shapes.items() if name in target and wanted(name)}
+        item: dict[str, Any] = {}
+        for name, x in read.items():
+            *parents, last = (places[name], *name.split("/"))
+            node = item
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = x
+        args = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        arrays = checkpointer.restore(directory, args)
+    found = {name: x for part in arrays.values() for name, x in named_leaves(part).items()}
+    return shapes | found
+
+
+def fit(
+    target: Mapping[str, jax.Array], source: Mapping[str, Any], wanted: Callable[[str], bool], where: str
+) -> tuple[dict[str, jax.Array], LoadReport]:
+    """The arrays that `target` takes from `source`, in its shapes, dtypes and shardings, and the report."""
+    report, values = LoadReport(where), {}
+    for name, x in target.items():
+        if not wanted(name):
+            report.skipped.append(name)
+        elif name in source and source[name].shape == x.shape:
+            values[name] = source[name].astype(x.dtype)
+            report.loaded.append(name)
+        elif name in source and POSITION.search(name) and (grids := table_grids(source[name].shape, x.shape)):
+            resize = jax.jit(resize_table, static_argnums=(1, 2), out_shardings=x.sharding)
+            values[name] = resize(source[name], *grids).astype(x.dtype)
+            report.resized.append(f"{name} {_shape(source[name])} -> {_shape(x)}")
+        elif HEAD.search(name):
+            report.replaced.append(
+                f"{name} {_shape(source[name])} -> {_shape(x)}" if name in source else name
+            )
+        else:
+            report.missing.append(f"{name} {_shape(source[name])} -> {_shape(x)}" if name in source else name)
+    report.unexpected += [name for name in source if name not in target]
+    return values, report
+
+
+Grid = tuple[int, ...]
+
+
+def table_grids(old: Grid, new: Grid) -> tuple[Grid, Grid] | None:
+    """(old grid, new grid) of two position tables' shapes, or None when neither reading of them fits.
+
+    Tables are (*grid, d), or flat with a square grid: (n, d), or (1 + n, d) with a class token first.
+    """
+    if len(old) != len(new) or old[-1] != new[-1]:
+        return None
+    if len(old) > 2:
+        return old[:-1], new[:-1]
+    for prefix in (0, 1):
+        sides = [math.isqrt(shape[0] - prefix) for shape in (old, new)]
+        if all(side * side == shape[0] - prefix for side, shape in zip(sides, (old, new))):
+            return tuple((side, side) for side in sides)
+    return None
+
+
+def resize_table(table: Float[Array, "*s d"], old: Grid, new: Grid) -> Float[Array, "*t d"]:
+    """A position table of `old` resized to `new` in the layout it has; a class token's row stays."""
+    if table.ndim > 2:
+        return resize_grid(table, new)
+    prefix = table.shape[0] - math.prod(old)
+    resized = resize_grid(table[prefix:].reshape(*old, -1), new).reshape(math.prod(new), -1)
+    return jnp.concatenate([table[:prefix], resized])
+
+
+def _shape(x: Any) -> str:
+    return "x".join(map(str, x.shape))
