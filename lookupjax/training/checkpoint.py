@@ -7,6 +7,7 @@ on any mesh and with any number of processes.
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,10 +26,7 @@ log = logging.getLogger(__name__)
 
 
 BEST = "best"  # under which orbax stores the figure that `checkpoint.best` names
-
-
-def _best_figure(metrics: Mapping[str, float]) -> float:
-    return metrics[BEST]
+WORST = {"max": -math.inf, "min": math.inf}
 
 
 class Checkpoints:
@@ -43,13 +41,17 @@ class Checkpoints:
 
     def __init__(self, directory: Path, options: ConfigDict):
         self.directory, self.best = directory, options.best
-        if options.best_mode not in ("max", "min"):
+        if options.best_mode not in WORST:
             raise UserError(f"checkpoint.best_mode={options.best_mode!r} must be 'max' or 'min'")
+
+        def figure(metrics: Mapping[str, float]) -> float:
+            return metrics.get(BEST, WORST[options.best_mode])
+
         policies = [preservation.LatestN(options.keep)]
         if self.best:
             policies.append(
                 preservation.BestN(
-                    get_metric_fn=_best_figure,
+                    get_metric_fn=figure,
                     reverse=options.best_mode == "min",
                     n=options.keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -59,7 +61,7 @@ class Checkpoints:
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation.AnyPreservationPolicy(policies),
-                best_fn=_best_figure if self.best else None,
+                best_fn=figure if self.best else None,
                 best_mode=options.best_mode,
                 enable_async_checkpointing=True,
             ),
@@ -101,7 +103,7 @@ class Checkpoints:
                 f"checkpoint.best={self.best!r} is not evaluated{nearest(self.best, figures)}; "
                 f"there are {sorted(figures)}"
             )
-        metrics = {BEST: float(figures[self.best])} if self.best and figures else None
+        metrics = {BEST: float(figures[self.best])} if self.best and figures else {}
         self._guarded(lambda: self.manager.save(step, args=args, metrics=metrics, force=True))
 
     def wait(self) -> None:

@@ -54,7 +54,7 @@ def raising(program: Callable[..., Any]) -> Callable[..., Any]:
     def checked(state: Any, batch: Any) -> Any:
         error, result = program(state, batch)
         if message := error.get():
-            raise UserError(f"check_nans: {message.splitlines()[0]}")
+            raise UserError(f"check_nans: {' '.join(message.split())}")
         return result
 
     return checked
