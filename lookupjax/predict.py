@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     grid = parse_grid(args.compressed) if args.compressed else None
     experiment, model = load_model(args.workdir)
     data = experiment.config.data
-    names = dataset_info(data.name, data.dir).class_names
+    names = dataset_info(data.name, data.dir).words
     images, bad = read_images(args.images, build_transforms(data.eval_transforms), data.channels)
     call = {} if grid is None else {"compressed": grid}
 

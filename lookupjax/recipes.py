@@ -7,13 +7,14 @@ A recipe is the set of keys that differ from `default_config()`. Steps follow fr
 images, so nothing has to be on disk.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lookupjax.errors import UserError
-from lookupjax.models import find_model, model_options
+from lookupjax.models import find_model, model_options, native_size
 
 Number = float | int
 IMAGENET_1K = 1_281_167  # training images
@@ -58,6 +59,76 @@ AUGREG = dict(
     crop_area=(0.05, 1.0),
     interpolation="bilinear",
 )
+
+# AugReg's strengths of augmentation (big_vision's configs): MixUp parameter and RandAugment strength
+AUGMENTATION = {
+    "none": dict(mixup=0.0, rand_augment=None),
+    "light1": dict(mixup=0.0, rand_augment=dict(n=2, m=0.0, operations="tf")),
+    "light2": dict(mixup=0.2, rand_augment=dict(n=2, m=10.0, operations="tf")),
+    "medium1": dict(mixup=0.2, rand_augment=dict(n=2, m=15.0, operations="tf")),
+    "medium2": dict(mixup=0.5, rand_augment=dict(n=2, m=15.0, operations="tf")),
+    "strong1": dict(mixup=0.5, rand_augment=dict(n=2, m=20.0, operations="tf")),
+    "strong2": dict(mixup=0.8, rand_augment=dict(n=2, m=20.0, operations="tf")),
+}
+
+# AugReg's fine-tuning (vision_transformer's code): no mixing, no RandAugment, no decay, 20,000 steps
+FINETUNE = dict(
+    batch_size=512,
+    epochs=20_000 * 512 / IMAGENET_1K,
+    warmup_epochs=500 * 512 / IMAGENET_1K,
+    optimizer="sgd",
+    learning_rate=0.03,
+    final_rate=0.0,
+    weight_decay=0.0,
+    clip_norm=1.0,
+    mixup=0.0,
+    cutmix=0.0,
+    label_smoothing=0.0,
+    rand_augment=None,
+    erasing=0.0,
+    mean=HALF,
+    std=HALF,
+    crop_area=(0.05, 1.0),
+    interpolation="bilinear",
+)
+
+# The sets that an ImageNet-1K model is judged on beside its own validation images
+SHIFTS = {
+    "v2": dict(type="classification", data=dict(name="imagenet_v2"), split="test"),
+    "sketch": dict(type="classification", data=dict(name="imagenet_sketch"), split="test"),
+    "a": dict(type="classification", data=dict(name="imagenet_a"), split="test"),
+    "r": dict(type="classification", data=dict(name="imagenet_r"), split="test"),
+}
+
+
+def parse(argument: str, **kinds: tuple[str, Any]) -> dict[str, Any]:
+    """The parts of a config's argument, such as "B/16,5x5:smoke", by what they look like.
+
+    Args:
+      kinds: name -> (regular expression, default); a part goes to the first kind that it matches whole.
+
+    Returns:
+      {name: the part, or the default}, and {"smoke": whether "smoke" was among them}.
+
+    Raises:
+      UserError: for a part that matches no kind.
+    """
+    found: dict[str, Any] = {name: default for name, (_, default) in kinds.items()} | {"smoke": False}
+    for word in filter(None, re.split("[,:]", argument)):
+        kind = next((name for name, (pattern, _) in kinds.items() if re.fullmatch(pattern, word)), "")
+        if word == "smoke":
+            found["smoke"] = True
+        elif kind:
+            found[kind] = word
+        else:
+            expected = ", ".join(f"{name} (such as {default})" for name, (_, default) in kinds.items())
+            raise UserError(f"config argument {argument!r}: {word!r} is none of {expected} and smoke")
+    return found
+
+
+def model_name(family: str, variant: str) -> str:
+    """("vit", "B/16") -> "vit_b16"."""
+    return f"{family}_{variant.replace('/', '').lower()}"
 
 
 def views(
@@ -207,7 +278,7 @@ def smoke(config: ConfigDict, *, steps: int = 20, batch_size: int = 16, **option
     config = config.copy_and_resolve_references()
     module, _ = find_model(config.model.name)
     name = f"{module.__name__.rpartition('.')[2]}_mu"
-    size = getattr(module, "INPUT_SIZE", {}).get("mu", (224, 224))
+    size = native_size(name)
     shape = {*module.VARIANTS["mu"], *(key for v in module.VARIANTS.values() for key in v), "num_classes"}
     known = model_options(name)
     kept = {k: v for k, v in config.model.items() if k != "name" and k in known and k not in shape}
@@ -221,7 +292,7 @@ def smoke(config: ConfigDict, *, steps: int = 20, batch_size: int = 16, **option
         config.log_every, config.eval_every, config.checkpoint = 5, steps // 2, dict(every=steps // 2, keep=2)
         config.grids = ((2, 2), (3, 3)) if config.get("grids") else ()
         config.mesh = dict(data=-1, fsdp=1, model=1)
-        config.baselines = {}
+        config.baselines, config.evaluators = {}, {}
         if "schedule" in config:
             config.schedule.warmup_steps = min(config.schedule.get("warmup_steps", 0), steps // 4)
         data = config.data

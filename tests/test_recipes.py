@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lookupjax.config import apply_changes, default_config
+from lookupjax.config import apply_changes, default_config, differences, load_config
 from lookupjax.data.loader import train_iterator
 from lookupjax.data.transforms import build_transforms
 from lookupjax.errors import UserError
@@ -37,7 +37,43 @@ def test_every_transform_of_a_recipe_can_be_built():
         assert crop(np.zeros((500, 400, 3), np.uint8)).shape[:2] == crop.size
 
 
-def test_user_errors():
+@pytest.mark.parametrize(
+    "file, argument, check",
+    [
+        ("lookupvit", "", lambda c: c.model.compressed == (5, 5) and c.steps == 93_835 and not c.grids),
+        ("lookupvit", "S/16,multi,384", lambda c: len(c.grids) == 4 and c.model.pos_grid == (24, 24)),
+        (
+            "lookupvit",
+            "L/16,10x10,shifts",
+            lambda c: c.model.compressed == (10, 10) and len(c.evaluators) == 4,
+        ),
+        ("vit", "Ti/16", lambda c: c.model.name == "vit_t16" and c.model.head == "gap"),
+        ("vit", "B/32,384", lambda c: c.model.pos_grid == (12, 12)),
+        ("imagenet21k", "vit_b16,30ep,medium2", lambda c: c.mixing.mixup == 0.5 and c.steps == 103_608),
+        ("finetune", "", lambda c: c.steps == 20_000 and c.schedule.warmup_steps == 500),
+        ("finetune", "vit_b16,224", lambda c: c.optimizer.name == "sgd" and c.mixing.mixup == 0.0),
+    ],
+)
+def test_imagenet_configs(root, file, argument, check):
+    path = f"{root}/configs/imagenet/{file}.py"
+    config = load_config(f"{path}:{argument}", [])
+    assert check(config)
+    run = Experiment(config, make_mesh(config.mesh))
+    assert run.abstract_model.loss_heads
+    small = load_config(f"{path}:{argument}:smoke", [])
+    assert small.model.name.endswith("_mu") and small.data.name == "digits" and small.steps == 20
+
+
+def test_the_comparison_is_fair(root):
+    """LookupViT and ViT differ in the model alone."""
+    ours = load_config(f"{root}/configs/imagenet/lookupvit.py:B/16,5x5", [])
+    theirs = load_config(f"{root}/configs/imagenet/vit.py:B/16", [])
+    assert all(line.startswith("model.") for line in differences(theirs, ours))
+
+
+def test_user_errors(root):
+    with pytest.raises(UserError, match=r"'B/17x' is none of variant .such as B/16., grid"):
+        load_config(f"{root}/configs/imagenet/lookupvit.py:B/17x", [])
     with pytest.raises(UserError, match="there is no model 'vit_b17'"):
         imagenet("vit_b17")
     with pytest.raises(UserError, match="shorter than epochs"):

@@ -8,8 +8,9 @@
     imagenet_c         CORRUPTION/SEVERITY/WNID/*: one split per pair, such as "gaussian_noise_3"
 
 Folders may lie in further folders or in .tar files. Labels are indices into the 1,000 sorted WordNet ids,
-whose list TFDS ships; imagenet21k and imagenet_o have their own ids. Class names are the ids; readable
-names come from the devkit's meta.mat or from --synsets (lines "n01440764 tench, Tinca tinca").
+whose list TFDS ships; imagenet_a and imagenet_r have those of them that occur (200), imagenet21k and
+imagenet_o their own. Class names are the ids; readable names come from the devkit's meta.mat or from
+--synsets (lines "n01440764 tench, Tinca tinca").
 """
 
 import io
@@ -189,6 +190,15 @@ def own_classes(source: epath.Path, split: str) -> tuple[dict[str, list[Item]], 
     return {split: label_by_folder(listed, classes)}, classes
 
 
+def collect_subset(source: epath.Path) -> tuple[dict[str, list[Item]], list[str]]:
+    """Sets with some of the 1,000 classes only (-A and -R: 200) have those as theirs."""
+    listed = list(list_images(source))
+    label_by_folder(listed, wnids_1k())  # says which folder is no class
+    present = {folder(name) for name, _ in listed}
+    classes = [wnid for wnid in wnids_1k() if wnid in present]
+    return {"test": label_by_folder(listed, classes)}, classes
+
+
 def collect_test(source: epath.Path, folders: list[str]) -> tuple[dict[str, list[Item]], list[str]]:
     return {"test": label_by_folder(list_images(source), folders)}, wnids_1k()
 
@@ -208,8 +218,8 @@ COLLECTORS: dict[str, Callable[[epath.Path, bool], tuple[dict[str, list[Item]], 
     "imagenet2012_real": collect_real,
     "imagenet21k": lambda source, _: own_classes(source, "train"),
     "imagenet_v2": lambda source, _: collect_test(source, [str(i) for i in range(1000)]),
-    "imagenet_a": lambda source, _: collect_test(source, wnids_1k()),
-    "imagenet_r": lambda source, _: collect_test(source, wnids_1k()),
+    "imagenet_a": lambda source, _: collect_subset(source),
+    "imagenet_r": lambda source, _: collect_subset(source),
     "imagenet_sketch": lambda source, _: collect_test(source, wnids_1k()),
     "imagenet_o": lambda source, _: own_classes(source, "test"),
     "imagenet_c": lambda source, _: collect_c(source),

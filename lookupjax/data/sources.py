@@ -34,11 +34,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a config needs to know of a dataset; 0 classes where it has no class "label"."""
+    """What a config needs to know of a dataset; 0 classes where it has no class "label".
+
+    `class_names` tell classes apart (ImageNet: WordNet ids), `words` are for people and may be the same.
+    """
 
     num_classes: int
     class_names: tuple[str, ...]
     splits: dict[str, int]
+    words: tuple[str, ...] = ()
 
 
 def data_dir(configured: str = "") -> epath.Path:
@@ -108,7 +112,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
         return DatasetInfo(0, (), splits)
     names = builder.data_path / "class_names.txt"  # readable ones, where `prepare` found them
     words = names.read_text().splitlines() if names.exists() else label.names
-    return DatasetInfo(label.num_classes, tuple(words), splits)
+    return DatasetInfo(label.num_classes, tuple(label.names), splits, tuple(words))
 
 
 def open_source(name: str, split: str, directory: str = "") -> Source:

@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import miniature
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_readable_names_come_from_a_file(mini, tmp_path):
     words.write_text("".join(f"{wnid} word {i}\n" for i, wnid in enumerate(imagenet.wnids_1k())))
     source = f"--source={mini / 'tree'}"
     main(["imagenet2012", source, f"--data_dir={tmp_path}", *SMALL, f"--synsets={words}"])
-    assert dataset_info("imagenet2012", str(tmp_path)).class_names[1] == "word 1"
+    assert dataset_info("imagenet2012", str(tmp_path)).words[1] == "word 1"
     words.write_text("n01440764 tench\n")
     with pytest.raises(UserError, match="no words for n01443537 and 998 other"):
         imagenet.collect("imagenet2012", str(mini / "tree"), partial=True, synsets=str(words))
@@ -154,8 +156,8 @@ def test_another_source_does_not_continue_a_beginning(mini, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "name, splits, classes",
     [
-        ("imagenet_a", {"test": 6}, 1000),
-        ("imagenet_r", {"test": 6}, 1000),
+        ("imagenet_a", {"test": 6}, 3),
+        ("imagenet_r", {"test": 6}, 3),
         ("imagenet_o", {"test": 6}, 3),
         ("imagenet_sketch", {"test": 6}, 1000),
         ("imagenet_v2", {"test": 6}, 1000),
@@ -170,6 +172,8 @@ def test_other_sets(mini, tmp_path, name, splits, classes):
     labels = [label for _, _, label in contents(tmp_path, next(iter(splits)), name)]
     if name == "imagenet_v2":
         assert sorted(labels) == [0, 0, 1, 1, 999, 999]
+    elif name in ("imagenet_a", "imagenet_r"):
+        assert info.class_names == miniature.WNIDS and sorted(labels) == [0, 0, 1, 1, 2, 2]
     elif classes == 1000:
         assert sorted(set(labels)) == [imagenet.wnids_1k().index(wnid) for wnid in miniature.WNIDS]
 
@@ -288,3 +292,22 @@ def test_remote_paths_go_through_epath(mini, tmp_path, monkeypatch):
     collection = imagenet.collect("imagenet_r", str(mini / "others/imagenet_r"), partial=True)
     shards.Writer("imagenet_r", collection, epath.Path(tmp_path), 4).write(1, lambda _: None)
     assert len(contents(tmp_path, "test", "imagenet_r")) == 6
+
+
+def test_from_the_tars_to_a_trained_model(prepared, root, tmp_path):
+    """The documented commands, on the miniature: its images at the model's size, three steps."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lookupjax.train", "--config=configs/imagenet/vit.py:B/16:smoke"]
+        + [f"--config.data.dir={prepared}", "--config.data.name=imagenet2012", f"--workdir={tmp_path}"]
+        + ["--config.data.eval_split=validation", "--config.steps=3", "--config.batch_size=4"]
+        + ["--config.schedule.warmup_steps=1"],
+        cwd=root,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results[""]["examples"] == 9 and np.isfinite(results[""]["nll"])
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 1000
