@@ -32,13 +32,14 @@ from lookupjax.models.published import Published
 
 VARIANTS: dict[str, dict] = {
     "mu": dict(
-        size=(64, 64),
-        dims=(16, 16, 32, 32),
-        depths=(1, 1, 1, 1),
-        num_heads=(1, 2, 2, 4),
-        mlp_ratio=(2.0,) * 4,
-        agents=(4, 4, 4, 1),
-        kinds="ABAB",
+        size=(32, 32),
+        dims=(16, 32),
+        depths=(1, 1),
+        num_heads=(1, 2),
+        mlp_ratio=(2.0, 2.0),
+        kinds="AB",
+        agents=(4, 4),
+        sr_ratios=(4, 2),
     ),
     "t": dict(depths=(2, 2, 2, 2)),
     "s": dict(depths=(3, 4, 6, 3)),
@@ -46,7 +47,7 @@ VARIANTS: dict[str, dict] = {
     "m_256": dict(depths=(3, 4, 18, 3), size=(256, 256)),
     "l": dict(depths=(3, 8, 27, 3)),
 }
-INPUT_SIZE = {"mu": (64, 64), "m_256": (256, 256)}
+INPUT_SIZE = {"mu": (32, 32), "m_256": (256, 256)}
 REPO = "LeapLabTHU/Agent-Attention: params and MACs measured, top-1 of the README"
 PUBLISHED = {
     "t": Published(params=11_570_352, gmacs=2.000, top1=78.4, source=REPO),

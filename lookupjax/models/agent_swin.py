@@ -40,14 +40,14 @@ TINY, SMALL = dict(depths=(2, 2, 6, 2)), dict(depths=(2, 2, 18, 2), kinds="AABB"
 BASE = dict(dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), kinds="AAMB", mixed=2)
 VARIANTS: dict[str, dict] = {
     "mu": dict(
-        size=(64, 64),
+        size=(32, 32),
         dim=16,
-        depths=(1, 2, 2),
-        num_heads=(1, 2, 4),
-        window=16,
+        depths=(1, 2),
+        num_heads=(1, 2),
+        window=8,
         mlp_ratio=2.0,
-        agents=(9, 9, 4),
-        kinds="AMB",
+        agents=(9, 4),
+        kinds="AM",
         mixed=1,
     ),
     "t": TINY,

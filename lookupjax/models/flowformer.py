@@ -27,10 +27,10 @@ from lookupjax.layers.regularise import Rate, drop_path, drop_path_rates
 from lookupjax.models.published import Published
 
 VARIANTS: dict[str, dict] = {
-    "mu": dict(dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), num_heads=(4, 4, 4, 4), pos_grid=(16, 16)),
+    "mu": dict(dims=(16, 32), depths=(1, 1), num_heads=(4, 4), pos_grid=(8, 8)),
     "cv": dict(),
 }
-INPUT_SIZE = {"mu": (64, 64)}
+INPUT_SIZE = {"mu": (32, 32)}
 PUBLISHED = {
     "cv": Published(
         params=43_311_304,

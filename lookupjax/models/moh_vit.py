@@ -32,20 +32,21 @@ SMALL = dict(dims=(72, 144, 288, 576), depths=(5, 5, 22, 5), num_heads=(3, 6, 12
 BASE = dict(dims=(96, 192, 384, 768), depths=(5, 5, 23, 5), num_heads=(4, 8, 16, 32))
 VARIANTS: dict[str, dict] = {
     "mu": dict(
-        size=(64, 64),
-        dims=(16, 16, 24, 32),
-        depths=(1, 1, 1, 1),
-        num_heads=(2, 4, 4, 4),
-        mlp_ratio=(2.0,) * 4,
-        shared=(2, 4, 2, 1),
-        routed=(0, 0, 1, 2),
+        size=(32, 32),
+        dims=(16, 32),
+        depths=(1, 1),
+        num_heads=(2, 4),
+        mlp_ratio=(2.0, 2.0),
+        shared=(2, 1),
+        routed=(0, 2),
+        sr_ratios=(2, 1),
     ),
     "s_80": SMALL | dict(shared=(3, 6, 3, 8), routed=(0, 0, 6, 12)),
     "s_75": SMALL | dict(shared=(3, 6, 3, 4), routed=(0, 0, 6, 12)),
     "b_75": BASE | dict(shared=(4, 8, 4, 5), routed=(0, 0, 8, 16)),
     "b_50": BASE | dict(shared=(2, 2, 2, 4), routed=(2, 4, 6, 8)),
 }
-INPUT_SIZE = {"mu": (64, 64)}
+INPUT_SIZE = {"mu": (32, 32)}
 REPO = "SkyworkAI/MoH: params and MACs measured (all heads computed), top-1 of the README"
 PUBLISHED = {
     "s_80": Published(params=49_910_548, gmacs=10.360, top1=84.7, source=REPO),
@@ -119,7 +120,7 @@ class Stage(nnx.Module):
         stride: int,
         depth: int,
         sr_ratio: int,
-        window: int,
+        window: int | None,
         mlp_ratio: float,
         eps: float,
         dropout: float,
