@@ -40,23 +40,24 @@ def default_config() -> ConfigDict:
             eval_batch_size=256,
             steps=1000,
             optimizer=dict(
-                name="adamw",  # or "sgd"
+                name="adamw",  # "adam" (weight decay in the gradient), "sgd"
                 learning_rate=1e-3,  # peak
                 b1=0.9,
                 b2=0.999,
                 eps=1e-8,
                 momentum=0.9,  # of sgd
-                weight_decay=0.0,  # decoupled, times the learning rate
+                weight_decay=0.0,  # decoupled, times the learning rate (but see adam)
                 decay=(("kernel$", 1.0),),  # (pattern, factor): what decays, and how much
                 clip_norm=1.0,  # global norm; 0 for none
                 layer_decay=1.0,  # learning-rate factor per block towards the input
             ),
             schedule=dict(
-                name="cosine",  # "cosine", "linear", "rsqrt", "constant"
+                name="cosine",  # "cosine", "linear", "rsqrt", "constant", "knots"
                 warmup_steps=0,
                 end=0.0,  # final factor of cosine and linear
                 timescale=10_000,  # of rsqrt
                 cooldown_steps=0,  # of rsqrt
+                knots=(),  # of knots: (share of the steps after warm-up, factor), a line between them
             ),
             # MixUp and CutMix: their Beta parameters (0: off), see lookupjax.data.mixing
             mixing=dict(mixup=0.0, cutmix=0.0, switch=0.5, probability=1.0, per="batch"),

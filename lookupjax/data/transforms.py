@@ -188,6 +188,37 @@ class RandomAffine:
 
 
 @dataclass(frozen=True)
+class RandomQuarterTurn:
+    """Turns by 0, 90, 180 or 270 degrees, equally likely (Berrios & Deza 2022).
+
+    The canvas stays: a quarter turn of an image that is not square cuts two sides and leaves black bars at
+    the others, as torchvision's rotation does.
+    """
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        height, width = image.shape[:2]
+        turns = int(random.integers(4))
+        if turns % 2 == 0 or height == width:
+            return np.ascontiguousarray(np.rot90(image, turns))
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 90 * turns, 1.0)
+        return with_channels(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_NEAREST))
+
+
+@dataclass(frozen=True)
+class RandomGrey:
+    """Takes away all colour, with a probability; the channels stay."""
+
+    probability: float | int = 0.25
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        return colour.colour(image, 0.0) if random.random() < self.probability else image
+
+
+@dataclass(frozen=True)
 class ColourJitter:
     """Brightness, contrast and saturation factors uniform in [1 - s, 1 + s], in random order.
 
@@ -280,6 +311,8 @@ TRANSFORMS = {
     "random_flip": RandomFlip,
     "random_affine": RandomAffine,
     "rand_augment": RandAugment,
+    "random_quarter_turn": RandomQuarterTurn,
+    "random_grey": RandomGrey,
     "colour_jitter": ColourJitter,
     "random_erasing": RandomErasing,
     "normalize": Normalize,

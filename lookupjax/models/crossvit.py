@@ -30,6 +30,7 @@ from lookupjax.layers.norm import LayerNorm
 from lookupjax.layers.position import flatten_grid, position_table
 from lookupjax.layers.regularise import Rate, drop_path, drop_path_rates, dropout
 from lookupjax.layers.resize import bicubic
+from lookupjax.models.published import Published
 from lookupjax.models.vit import Block
 
 Sizes = tuple[tuple[int, int], ...]
@@ -53,6 +54,32 @@ for name, options in {
     if name != "9":
         VARIANTS[f"{name}_dagger_384"] = VARIANTS[f"{name}_dagger"] | dict(sizes=LARGE)
 INPUT_SIZE = {name: options.get("sizes", SMALL)[0] for name, options in VARIANTS.items()}
+TIMM = "timm's validation table, parameters measured"
+NOT_COUNTED = "the products of queries, keys, weights and values, which the published count leaves out"
+PUBLISHED = {
+    name: Published(
+        params,
+        gmacs,
+        extra,
+        top1,
+        INPUT_SIZE[name],
+        "timm's validation table, parameters measured",
+        NOT_COUNTED,
+    )
+    for name, params, gmacs, extra, top1 in (
+        ("ti", 7_014_800, 1.299, 0.272, 73.352),
+        ("s", 26_856_272, 5.087, 0.544, 81.036),
+        ("b", 105_025_232, 20.135, 1.088, 82.212),
+        ("9", 8_553_296, 1.547, 0.303, 73.994),
+        ("15", 27_528_464, 5.175, 0.633, 81.522),
+        ("18", 43_271_408, 8.211, 0.843, 82.390),
+        ("9_dagger", 8_776_592, 1.685, 0.303, 76.990),
+        ("15_dagger", 28_209_008, 5.497, 0.633, 82.302),
+        ("18_dagger", 44_266_976, 8.653, 0.843, 82.494),
+        ("15_dagger_384", 28_500_080, None, 0.0, 83.842),
+        ("18_dagger_384", 44_606_560, 25.305, 7.172, 84.198),
+    )
+}
 POOLS = ("token", "avg")
 STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}  # of the convolution stem, by patch size
 PADDING = {12: (3, 0, 1), 16: (3, 1, 1)}

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from lookupjax.errors import UserError, nearest
 from lookupjax.paths import check_patterns, map_named, named_leaves
 
-SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
-OPTIMIZERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "rsqrt", "linear", "constant", "knots")
+OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
 def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule:
@@ -21,16 +21,20 @@ def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule
 
     "cosine": peak to `end` x peak at `steps`. "linear": the same along a line. "constant": peak.
     "rsqrt": peak sqrt(timescale / (timescale + t)), then linearly to 0 over the last `cooldown_steps`
-    (arXiv 2106.04560, section 3.3).
+    (arXiv 2106.04560, section 3.3). "knots": peak times the line through `knots`, pairs of (share of the
+    steps after warm-up, factor).
 
     Raises:
-      UserError: for an unknown name or a warm-up longer than the training.
+      UserError: for an unknown name, a warm-up longer than the training, or knots out of order.
     """
     name, warmup = config.name, config.warmup_steps
     if name not in SCHEDULES:
         raise UserError(f"schedule.name={name!r} is unknown{nearest(name, SCHEDULES)}: {SCHEDULES}")
     if warmup >= steps:
         raise UserError(f"schedule.warmup_steps={warmup} must be smaller than steps={steps}")
+    places = [place for place, _ in config.knots]
+    if name == "knots" and (not places or places != sorted(places)):
+        raise UserError(f"schedule.knots={config.knots} must be pairs (share of the steps, factor) in order")
 
     def schedule(step: jax.Array | int) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
@@ -43,6 +47,8 @@ def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule
             since = jnp.maximum(t - warmup, 0.0)
             rate = jnp.sqrt(config.timescale / (config.timescale + since))
             rate *= jnp.clip((steps - t) / max(config.cooldown_steps, 1), 0.0, 1.0)
+        elif name == "knots":
+            rate = jnp.interp(done, *jnp.asarray(config.knots, jnp.float32).T)
         else:
             rate = jnp.ones_like(t)
         return peak * rate * (jnp.minimum(1.0, t / warmup) if warmup else 1.0)
@@ -81,6 +87,8 @@ def _scale(factors: Any) -> optax.GradientTransformation:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
     """clip -> Adam or momentum -> decoupled weight decay -> layer decay -> -learning rate.
 
+    "adam" is "adamw" with the weight decay added to the gradient, before Adam (PyTorch's Adam).
+
     Args:
       config: the `optimizer` part of the config; `decay` lists (pattern, factor of weight_decay).
       params: the (abstract) trainable parameters, for their names.
@@ -93,17 +101,20 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.name == "adamw":
-        parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
-    else:
-        parts.append(optax.trace(decay=config.momentum))
+    decay = []
     if config.weight_decay:
         factors = multipliers(params, config.decay, "optimizer.decay")
         rate = config.weight_decay
-        decay = optax.stateless(
-            lambda updates, p: jax.tree.map(lambda u, w, f: u + rate * f * w, updates, p, factors)
+        decay.append(
+            optax.stateless(
+                lambda updates, p: jax.tree.map(lambda u, w, f: u + rate * f * w, updates, p, factors)
+            )
         )
-        parts.append(decay)
+    if config.name == "sgd":
+        parts += [optax.trace(decay=config.momentum), *decay]
+    else:
+        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+        parts += [*decay, adam] if config.name == "adam" else [adam, *decay]
     if config.layer_decay != 1.0:
         parts.append(_scale(layer_rates(params, config.layer_decay)))
     parts.append(optax.scale_by_learning_rate(schedule))

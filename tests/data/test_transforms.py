@@ -219,3 +219,23 @@ def test_whole_examples_and_transforms_from_elsewhere(monkeypatch):
         build_transforms([dict(name="resize", size=(4, 4), interpolation="bicubi")])
     with pytest.raises(UserError, match="no_such_module"):
         build_transforms([dict(name="no_such_module:Thing")])
+
+
+def test_quarter_turns_are_uniform_and_keep_the_canvas():
+    turn = build_transforms([dict(name="random_quarter_turn")])[0]
+    square = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+    random = np.random.default_rng(0)
+    results = [turn(square, random) for _ in range(4000)]
+    counts = [sum(np.array_equal(r, np.rot90(square, k)) for r in results) for k in range(4)]
+    assert sum(counts) == 4000 and min(counts) > 900
+
+    wide = np.full((256, 300, 3), 255, np.uint8)
+    black = {round(float((turn(wide, random) == 0).mean()), 3) for _ in range(20)}
+    assert black == {0.0, 0.147}  # a quarter turn of 300 x 256 leaves bars, half a turn none
+
+
+def test_grey_keeps_three_equal_channels():
+    grey = build_transforms([dict(name="random_grey", probability=1.0)])[0]
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    result = grey(image, np.random.default_rng(0))
+    assert result.shape == image.shape and (result == result[..., :1]).all() and not (result == image).all()

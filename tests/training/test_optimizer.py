@@ -33,6 +33,15 @@ def test_schedules_against_their_formulas():
     np.testing.assert_allclose(rsqrt, expected, atol=1e-6)
 
 
+def test_knots_are_joined_by_lines():
+    rate = schedule("knots", knots=((0.0, 0.4), (0.5, 1.0), (1.0, 0.0)))
+    np.testing.assert_allclose(
+        [rate(10), rate(55), rate(70), rate(100)], [0.16, 0.4, 0.8 / 3, 0.0], atol=1e-6
+    )
+    with pytest.raises(UserError, match="in order"):
+        schedule("knots", knots=((0.5, 1.0), (0.0, 0.4)))
+
+
 def test_bad_schedules():
     with pytest.raises(UserError, match="did you mean 'cosine'"):
         schedule("cosin")
@@ -85,3 +94,16 @@ def test_sgd_clips_the_global_norm():
     optimizer = make_optimizer(config, lambda _: 1.0, PARAMS)
     updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     assert optax.global_norm(updates) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_adam_puts_weight_decay_into_the_gradient():
+    config = default_config().optimizer
+    config.update(dict(name="adam", weight_decay=0.1, clip_norm=0.0, decay=((".", 1.0),)))
+    params = {"w": jnp.array([1.0, -2.0])}
+    optimizer = make_optimizer(config, lambda step: 1.0, params)
+    gradient = {"w": jnp.array([0.3, 0.3])}
+    with jax.numpy_dtype_promotion("standard"):
+        update, _ = optimizer.update(gradient, optimizer.init(params), params)
+        adam = optax.scale_by_adam()
+        expected, _ = adam.update({"w": gradient["w"] + 0.1 * params["w"]}, adam.init(params))
+    np.testing.assert_allclose(update["w"], -expected["w"], rtol=1e-6)
