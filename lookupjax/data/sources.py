@@ -18,9 +18,10 @@ from lookupjax.errors import UserError, nearest
 BUILDERS = {
     "digits": "lookupjax.data.builders.digits:Digits",
     "coloured_digits": "lookupjax.data.builders.coloured_digits:ColouredDigits",
+    "photos": "lookupjax.data.builders.photos:Photos",
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-EMBEDDED = ("digits", "coloured_digits")  # made from what is installed, within a second
+EMBEDDED = tuple(BUILDERS)  # made from what is installed, within a second
 
 
 @runtime_checkable

@@ -166,6 +166,36 @@ class RandomFlip:
 
 
 @dataclass(frozen=True)
+class RandomCrop:
+    """A part of `size` = (height, width) pixels at a uniform place, not resized.
+
+    Raises:
+      UserError: for a smaller image.
+    """
+
+    size: tuple[int, int]
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        room = [n - side for n, side in zip(image.shape, self.size)]
+        if min(room) < 0:
+            raise UserError(f"random_crop of {self.size} pixels needs larger images than {image.shape[:2]}")
+        top, left = (int(random.integers(n + 1)) for n in room)
+        return image[top : top + self.size[0], left : left + self.size[1]]
+
+
+@dataclass(frozen=True)
+class RandomTurn:
+    """One of the eight symmetries of the square: flips and quarter turns, for images without an up."""
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        turned = np.rot90(image, int(random.integers(4)))
+        return np.ascontiguousarray(turned[:, ::-1] if random.random() < 0.5 else turned)
+
+
+@dataclass(frozen=True)
 class RandomAffine:
     """Rotation by up to `degrees`, shift by up to `translate` of each side, scaling within `scale`.
 
@@ -308,7 +338,9 @@ TRANSFORMS = {
     "resize_short_side": ResizeShortSide,
     "centre_crop": CentreCrop,
     "random_resized_crop": RandomResizedCrop,
+    "random_crop": RandomCrop,
     "random_flip": RandomFlip,
+    "random_turn": RandomTurn,
     "random_affine": RandomAffine,
     "rand_augment": RandAugment,
     "random_quarter_turn": RandomQuarterTurn,
