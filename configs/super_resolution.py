@@ -1,17 +1,20 @@
-"""CATANet, super-resolution by 2, 3 or 4: `configs/super_resolution.py:x2` (x3, x4, x2:smoke, toy).
+"""CATANet, super-resolution by 2, 3 or 4: `configs/super_resolution.py:x2`.
 
     python -m lookupjax.train --config=configs/super_resolution.py:toy --workdir=runs/sr
     python -m lookupjax.predict --workdir=runs/sr PHOTO.png --output=enlarged/
+
+Argument: scale (x2, x3, x4), "toy" (a small model on tiles of three photographs: minutes on a CPU, sharper
+than bicubic), "smoke" (twenty steps of it). Default x2.
 
 Recipe of arXiv 2503.06896 (official options): DIV2K, 64x64 low-resolution patches, flips and turns, batch 64,
 L1, Adam (0.9, 0.99) at 2e-4 halved at milestones. x2 trains for 800k steps from scratch; x3 and x4 for 250k
 from the x2 weights. Meant for one device with 24 GB or more, or several with the batch split. Expected on
 Set5 (PSNR / SSIM on luma): x2 38.28 / .9617, x3 34.75 / .9300, x4 32.58 / .8998 (paper).
-
-"toy" is a small x2 model on tiles of three photographs: minutes on a CPU, and sharper than bicubic.
 """
 
 from ml_collections import ConfigDict
+
+from lookupjax.recipes import parse
 
 LOW = 64  # side of the low-resolution patches
 
@@ -39,6 +42,8 @@ def recipe(scale: int) -> ConfigDict:
             steps=800_000 if scratch else 250_000,
             optimizer=dict(learning_rate=2e-4, b2=0.99, clip_norm=0.0),
             schedule=dict(name="steps", milestones=milestones, factor=0.5),
+            # x3, x4: --config.init.path=WORKDIR of the x2 run; the upsampler is trained anew
+            init=dict(exclude=() if scratch else ("^up/",)),
             log_every=500,
             eval_every=5000,
             checkpoint=dict(every=5000),
@@ -46,11 +51,12 @@ def recipe(scale: int) -> ConfigDict:
     )
 
 
-def toy(steps: int) -> ConfigDict:
-    config = recipe(2)
+def toy(steps: int, scale: int = 2) -> ConfigDict:
+    config = recipe(scale)
     config.model = ConfigDict(
         dict(
             name="catanet_mu",
+            scale=scale,
             dim=24,
             qk_dim=16,
             mlp_dim=48,
@@ -77,7 +83,7 @@ def toy(steps: int) -> ConfigDict:
     return config
 
 
-def get_config(arg: str = "x2") -> ConfigDict:
-    if arg in ("toy", "smoke", "x2:smoke"):
-        return toy(400 if arg == "toy" else 20)
-    return recipe(int(arg.removeprefix("x")))
+def get_config(argument: str = "") -> ConfigDict:
+    asked = parse(argument, scale=("x[234]", "x2"), toy=("toy", ""))
+    scale = int(asked["scale"][1:])
+    return toy(20 if asked["smoke"] else 400, scale) if asked["toy"] or asked["smoke"] else recipe(scale)

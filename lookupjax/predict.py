@@ -1,7 +1,7 @@
 """python -m lookupjax.predict --workdir=DIR IMAGE... [--compressed=3x3] [--attention_map=OUT.png]
 
-Prints the most probable classes of each image file. Files that cannot be read are named and skipped; the
-exit status is then 1.
+Prints the most probable classes of each image file; a super-resolution model writes it enlarged to --output
+instead. Files that cannot be read are named and skipped; the exit status is then 1.
 """
 
 import argparse
@@ -12,14 +12,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from lookupjax import cli
 from lookupjax.analysis.attention import footprints
 from lookupjax.analysis.plots import compressed_footprints
 from lookupjax.data.sources import dataset_info
-from lookupjax.data.transforms import apply, build_transforms, read_image
+from lookupjax.data.transforms import apply, build_transforms, read_image, write_image
 from lookupjax.errors import UserError
 from lookupjax.grids import parse_grid
+from lookupjax.tasks.super_resolution import SuperResolution
 from lookupjax.training.experiment import check_compressed
 from lookupjax.workdir import disk_errors, load_model
 
@@ -36,12 +38,25 @@ def read_images(paths: list[str], transforms: list, channels: int) -> tuple[dict
     return images, bad
 
 
+def write_enlarged(model: nnx.Module, images: dict[str, np.ndarray], directory: Path) -> None:
+    """Writes DIRECTORY/NAME_x2.png for every image, in [0, 1] as the model was trained."""
+    enlarge = jax.jit(lambda model, x: model(x)["image"])
+    for path, image in images.items():
+        enlarged = np.asarray(enlarge(model, jnp.asarray(image)[None])[0])
+        pixels = np.round(np.clip(enlarged, 0, 1) * 255).astype(np.uint8)
+        target = directory / f"{Path(path).stem}_x{model.scale}.png"
+        write_image(pixels, target)
+        height, width = image.shape[:2]
+        print(f"{path}: {height}x{width} -> {pixels.shape[0]}x{pixels.shape[1]} {target}")
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lookupjax.predict", description=__doc__.split("\n\n")[1])
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--compressed", metavar="GRID", help="such as 3x3; default: the model's own")
     parser.add_argument("--attention_map", type=Path, metavar="OUT.png", help="where the tokens look")
+    parser.add_argument("--output", type=Path, default=Path(), help="directory for enlarged images")
     parser.add_argument("--top", type=int, default=3, help="classes to print per image")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -50,6 +65,9 @@ def main(argv: list[str]) -> int:
     data = experiment.config.data
     names = dataset_info(data.name, data.dir).words
     images, bad = read_images(args.images, build_transforms(data.eval_transforms), data.channels)
+    if isinstance(experiment.task, SuperResolution):
+        write_enlarged(model, images, args.output)
+        return 1 if bad else 0
     call = {} if grid is None else {"compressed": grid}
 
     titles = []

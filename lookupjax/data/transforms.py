@@ -421,3 +421,17 @@ def read_image(path: str | Path, channels: int) -> Image:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def write_image(image: Image, path: str | Path) -> None:
+    """A uint8 RGB or grey image as a file of the kind its suffix says; its directory is made.
+
+    Raises:
+      UserError: when it cannot be written.
+    """
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.shape[-1] == 3 else image
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(cv2.imencode(Path(path).suffix, pixels)[1].tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None

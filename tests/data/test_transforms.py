@@ -13,8 +13,10 @@ from lookupjax.data.transforms import (
     CentreCrop,
     ColourJitter,
     Normalize,
+    RandomCrop,
     RandomErasing,
     RandomResizedCrop,
+    RandomTurn,
     ResizeShortSide,
     apply,
     apply_example,
@@ -159,6 +161,16 @@ def test_centre_crop_is_resize_then_crop(interpolation, shape):
 def test_centre_crop_pads_small_images():
     out = CentreCrop((10, 6), None)(np.full((4, 8, 1), 7, np.uint8))
     assert out.shape == (10, 6, 1) and (out[3:7] == 7).all() and out[:3].max() == 0 and out[7:].max() == 0
+
+
+def test_crops_and_turns_only_move_pixels():
+    image = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
+    crops = {RandomCrop((7, 4))(image, np.random.default_rng(i)).tobytes() for i in range(60)}
+    assert crops == {image[:, i : i + 4].tobytes() for i in range(6)}
+    turns = {RandomTurn()(image[:, :7], np.random.default_rng(i)).tobytes() for i in range(100)}
+    assert len(turns) == 8
+    with pytest.raises(UserError, match="needs larger images"):
+        RandomCrop((8, 8))(image, np.random.default_rng(0))
 
 
 def test_erasing():
