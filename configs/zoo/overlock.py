@@ -12,7 +12,12 @@ from ml_collections import ConfigDict
 
 from lookupjax.recipes import imagenet, parse, smoke
 
-VARIANTS = {"xt": (0.1, 0.925), "t": (0.15, 0.95), "s": (0.4, 0.95), "b": (0.5, 0.975)}  # drop path, test crop
+VARIANTS = {
+    "xt": (0.1, 0.925),
+    "t": (0.15, 0.95),
+    "s": (0.4, 0.95),
+    "b": (0.5, 0.975),
+}  # drop path, test crop
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -1,31 +1,32 @@
 """python -m lookupjax.data.prepare NAME [--source=DIR] [--data_dir=DIR] : makes a dataset ready for training.
 
-Datasets of the ImageNet family are read from their official archives or folders in --source and written as
-TFDS/ArrayRecord with the original encoded bytes. Images that cannot be read are named and left out. After
-an interruption the same command goes on where it stopped.
+Datasets of the ImageNet family, and DIV2K with the benchmarks of super-resolution, are read from their
+official archives or folders in --source and written as TFDS/ArrayRecord with the original encoded bytes.
+Images that cannot be read are named and left out. After an interruption the same command goes on where it
+stopped.
 """
 
 import argparse
 import os
 
 from lookupjax import cli
-from lookupjax.data import imagenet
+from lookupjax.data import imagenet, pictures
 from lookupjax.data.shards import SHARD_EXAMPLES, Writer
 from lookupjax.data.sources import BUILDERS, data_dir, is_prepared, prepare
 from lookupjax.errors import UserError, nearest
 
-NAMES = (*BUILDERS, *imagenet.COLLECTORS)
+NAMES = (*BUILDERS, *imagenet.COLLECTORS, *pictures.COUNTS)
 
 
 def say(text: str) -> None:
     print(text, flush=True)
 
 
-def prepare_imagenet(args: argparse.Namespace) -> None:
-    """Writes one dataset of the family.
+def prepare_files(args: argparse.Namespace) -> None:
+    """Writes a dataset of the ImageNet family or a set of pictures.
 
     Raises:
-      UserError: see `imagenet.collect` and `Writer.write`; also when the directory cannot be written.
+      UserError: see the `collect` of both and `Writer.write`; also when the directory cannot be written.
     """
     name, root = args.name, data_dir(args.data_dir)
     if is_prepared(root / name / imagenet.VERSIONS.get(name, "1.0.0")):
@@ -34,10 +35,13 @@ def prepare_imagenet(args: argparse.Namespace) -> None:
     if not args.source:
         raise UserError(f"{name} is prepared from its official files: give their directory as --source=DIR")
     say(f"listing the images of {args.source}")
-    collection = imagenet.collect(name, args.source, partial=args.partial, synsets=args.synsets)
+    if name in pictures.COUNTS:
+        collection = pictures.collect(name, args.source, partial=args.partial)
+    else:
+        collection = imagenet.collect(name, args.source, partial=args.partial, synsets=args.synsets)
     for note in collection.notes:
         say(f"accepted: {note}")
-    if not collection.class_names:
+    if "label" in collection.features and not collection.class_names:
         say("no readable class names in the source: classes are called by their WordNet ids")
     try:
         Writer(name, collection, root, args.shard_examples).write(args.threads, say)
@@ -61,8 +65,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.name not in NAMES:
         raise UserError(f"there is no dataset {args.name!r}{nearest(args.name, NAMES)}: {list(NAMES)}")
-    if args.name in imagenet.COLLECTORS:
-        prepare_imagenet(args)
+    if args.name not in BUILDERS:
+        prepare_files(args)
         return
     builder = prepare(args.name, args.data_dir)
     splits = ", ".join(f"{split} {n.num_examples}" for split, n in builder.info.splits.items())

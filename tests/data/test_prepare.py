@@ -311,3 +311,19 @@ def test_from_the_tars_to_a_trained_model(prepared, root, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results[""]["examples"] == 9 and np.isfinite(results[""]["nll"])
     assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 1000
+
+
+def test_pictures_without_labels_keep_their_sizes(tmp_path):
+    for i, size in enumerate([(40, 32), (24, 36)]):
+        (tmp_path / "hr").mkdir(exist_ok=True)
+        Image.new("RGB", size, (10 * i, 0, 0)).save(tmp_path / "hr" / f"{i}.png")
+    with pytest.raises(UserError, match="2 images, 5 in the official set"):
+        main(["set5", f"--source={tmp_path / 'hr'}", f"--data_dir={tmp_path}"])
+    main(["set5", f"--source={tmp_path / 'hr'}", f"--data_dir={tmp_path}", *SMALL])
+    assert dataset_info("set5", str(tmp_path)).num_classes == 0
+    config = default_data_config()
+    config.update(name="set5", dir=str(tmp_path), eval_split="test")
+    batches = list(EvalBatches(config, "test", 1))
+    assert sorted(b["image"].shape for b in batches) == [(1, 32, 40, 3), (1, 36, 24, 3)]
+    with pytest.raises(UserError, match="DIV2K_train_HR is not a directory"):
+        main(["div2k", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
