@@ -19,8 +19,17 @@ from lookupjax.recipes import parse
 LOW = 64  # side of the low-resolution patches
 
 
+def halved(milestones: tuple[int, ...], steps: int) -> tuple[tuple[float, float], ...]:
+    """Knots of a schedule that halves the rate in one step at each milestone."""
+    knots = [(0.0, 1.0)]
+    for i, step in enumerate(milestones):
+        knots += [(step / steps, 0.5**i), ((step + 1) / steps, 0.5 ** (i + 1))]
+    return tuple(knots)
+
+
 def recipe(scale: int) -> ConfigDict:
     scratch = scale == 2
+    steps = 800_000 if scratch else 250_000
     milestones = (
         (300_000, 500_000, 650_000, 700_000, 750_000) if scratch else (125_000, 200_000, 225_000, 237_500)
     )
@@ -39,9 +48,9 @@ def recipe(scale: int) -> ConfigDict:
             ),
             batch_size=64,
             eval_batch_size=1,  # the images differ in size
-            steps=800_000 if scratch else 250_000,
-            optimizer=dict(learning_rate=2e-4, b2=0.99, clip_norm=0.0),
-            schedule=dict(name="steps", milestones=milestones, factor=0.5),
+            steps=steps,
+            optimizer=dict(name="adam", learning_rate=2e-4, b2=0.99, clip_norm=0.0),
+            schedule=dict(name="knots", knots=halved(milestones, steps)),
             # x3, x4: --config.init.path=WORKDIR of the x2 run; the upsampler is trained anew
             init=dict(exclude=() if scratch else ("^up/",)),
             log_every=500,
@@ -76,7 +85,7 @@ def toy(steps: int, scale: int = 2) -> ConfigDict:
     config.update(
         dict(batch_size=8, eval_batch_size=12, steps=steps, log_every=max(1, steps // 8), eval_every=0)
     )
-    config.schedule.milestones = (steps // 2, steps * 3 // 4)
+    config.schedule.knots = halved((steps // 2, steps * 3 // 4), steps)
     config.optimizer.learning_rate = 2e-3
     config.evaluators = dict(tiles=dict(type="super_resolution", pictures=3))
     config.checkpoint = dict(every=0)

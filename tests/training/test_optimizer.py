@@ -15,7 +15,7 @@ def schedule(name="cosine", steps=100, **changes):
     return make_schedule(config, 0.4, steps)
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "rsqrt", "steps", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "rsqrt", "constant"])
 def test_schedules_warm_up_linearly_from_zero(name):
     rate = schedule(name)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0.0, 0.2, 0.4], rtol=1e-6, atol=1e-6)
@@ -31,8 +31,6 @@ def test_schedules_against_their_formulas():
     rsqrt = jax.vmap(schedule("rsqrt", timescale=30, cooldown_steps=20))(jnp.asarray(steps))
     expected = 0.4 * np.sqrt(30 / (30 + steps - 10)) * np.clip((100 - steps) / 20, 0, 1)
     np.testing.assert_allclose(rsqrt, expected, atol=1e-6)
-    halved = jax.vmap(schedule("steps", milestones=(30, 60), factor=0.5))(jnp.array([29, 30, 59, 60]))
-    np.testing.assert_allclose(halved, [0.4, 0.2, 0.2, 0.1], atol=1e-6)
 
 
 def test_knots_are_joined_by_lines():
