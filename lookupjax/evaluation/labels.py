@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lookupjax.errors import UserError
 
@@ -50,25 +50,40 @@ def match_classes(model: tuple[str, ...], dataset: tuple[str, ...], what: str) -
     return tuple(known[name] for name in dataset)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """judge(outputs, batch): per-example figures of every head, among some classes.
+def class_figures(
+    logits: Float[Array, "n k"], label: Int[Array, "n"], head: str = ""
+) -> dict[str, Float[Array, "n"]]:
+    """accuracy, top5, nll and confidence (the largest probability) of each example, named after `head`."""
+    best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == label[:, None]
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return {
+        f"{head}accuracy": best[:, 0].astype(jnp.float32),
+        f"{head}top5": best.any(-1).astype(jnp.float32),
+        f"{head}nll": -jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0],
+        f"{head}confidence": jnp.exp(log_p.max(-1)),
+    }
 
-    Equal judges share one compiled program.
+
+@dataclass(frozen=True)
+class ClassLogits:
+    """logits(outputs, batch): float32 logits of every head ("compressed/logits"), and the label.
+
+    One logit for each class of the dataset, whose labels they are numbered by. Equal instances share one
+    compiled program, here and in the subclasses.
 
     Args:
       model_classes: how many logits the model must have.
-      classes: the model's class of each label of the dataset, or None: the labels are the model's classes.
+      classes: the model's class of each class of the dataset, or None: they are the same.
     """
 
     model_classes: int
     classes: Classes | None = None
 
-    def logits(self, outputs: Mapping[str, Array]) -> dict[str, Float[Array, "b k"]]:
-        """Float32 logits of each head, one for each label of the dataset.
+    def heads(self, outputs: Mapping[str, Array]) -> dict[str, Float[Array, "b k"]]:
+        """The logits by the prefix of their head.
 
         Raises:
-          UserError: when the model has another number of logits.
+          UserError: when the model has another number of logits, or none.
         """
         chosen = {}
         for head, logits in heads(outputs).items():
@@ -84,19 +99,17 @@ class Judge:
             raise UserError(f"the model has no class logits, only {sorted(outputs)}")
         return chosen
 
-    def __call__(
-        self, outputs: Mapping[str, Array], batch: Mapping[str, Array]
-    ) -> dict[str, Float[Array, "b"]]:
-        """accuracy, top5, nll and confidence (the largest probability)."""
+    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        logits = {f"{head}logits": value for head, value in self.heads(outputs).items()}
+        return logits | {"label": batch["label"]}
+
+
+@dataclass(frozen=True)
+class Judge(ClassLogits):
+    """judge(outputs, batch): the `class_figures` of every head."""
+
+    def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
         figures = {}
-        for head, logits in self.logits(outputs).items():
-            label = batch["label"][:, None]
-            best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-            log_p = jax.nn.log_softmax(logits, axis=-1)
-            figures |= {
-                f"{head}accuracy": (best[:, :1] == label).any(-1).astype(jnp.float32),
-                f"{head}top5": (best == label).any(-1).astype(jnp.float32),
-                f"{head}nll": -jnp.take_along_axis(log_p, label, axis=-1)[:, 0],
-                f"{head}confidence": jnp.exp(log_p.max(-1)),
-            }
+        for head, logits in self.heads(outputs).items():
+            figures |= class_figures(logits, batch["label"], head)
         return figures

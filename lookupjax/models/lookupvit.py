@@ -338,10 +338,11 @@ class LookupViT(nnx.Module):
         """
         z_p, z_l, aux = self.with_aux(x, compressed=compressed, rngs=rngs)
         features = self.pooled(z_p, self.final_norm_p)
-        logits_p = self.head_p(features)
-        logits_l = self.head_l(self.pooled(z_l, self.final_norm_l))
+        features_l = self.pooled(z_l, self.final_norm_l)
+        logits_p, logits_l = self.head_p(features), self.head_l(features_l)
         out = {
             "features": features,
+            "features_lookup": features_l,
             "logits_compressed": logits_p,
             "logits_lookup": logits_l,
             "logits": 0.5 * (logits_p + logits_l),
