@@ -79,7 +79,7 @@ class ClassLogits:
     model_classes: int
     classes: Classes | None = None
 
-    def heads(self, outputs: Mapping[str, Array]) -> dict[str, Float[Array, "b k"]]:
+    def logits(self, outputs: Mapping[str, Array]) -> dict[str, Float[Array, "b k"]]:
         """The logits by the prefix of their head.
 
         Raises:
@@ -100,7 +100,7 @@ class ClassLogits:
         return chosen
 
     def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
-        logits = {f"{head}logits": value for head, value in self.heads(outputs).items()}
+        logits = {f"{head}logits": value for head, value in self.logits(outputs).items()}
         return logits | {"label": batch["label"]}
 
 
@@ -110,6 +110,6 @@ class Judge(ClassLogits):
 
     def __call__(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
         figures = {}
-        for head, logits in self.heads(outputs).items():
+        for head, logits in self.logits(outputs).items():
             figures |= class_figures(logits, batch["label"], head)
         return figures

@@ -67,7 +67,7 @@ class Known(Judge):
     def __call__(self, outputs, batch):
         figures = {
             f"{head}confidence": jax.nn.softmax(logits, axis=-1).max(-1)
-            for head, logits in self.heads(outputs).items()
+            for head, logits in self.logits(outputs).items()
         }
         inside = jnp.isin(batch["label"], jnp.asarray(self.classes))
         return figures | {"known": inside.astype(jnp.float32)}

@@ -50,7 +50,7 @@ class AnyOf(ClassLogits):
         labels = batch[self.key]
         hits = {
             f"{head}accuracy": (logits.argmax(-1)[:, None] == labels).any(-1).astype(jnp.float32)
-            for head, logits in self.heads(outputs).items()
+            for head, logits in self.logits(outputs).items()
         }
         return hits | {"labelled": (labels >= 0).any(-1).astype(jnp.float32)}
 
