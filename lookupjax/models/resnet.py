@@ -19,8 +19,9 @@ from lookupjax.errors import UserError
 from lookupjax.layers.conv import ConvNorm
 from lookupjax.layers.init import torch_linear
 from lookupjax.layers.pool import max_pool
-from lookupjax.layers.regularise import drop_path, drop_path_rates, dropout
+from lookupjax.layers.regularise import drop_path, drop_path_rates
 from lookupjax.models.published import Published
+from lookupjax.models.staged import Staged
 
 VARIANTS: dict[str, dict] = {
     "mu": dict(block="bottleneck", depths=(1, 1, 1, 1), width=8),  # the smallest, for tests
@@ -93,7 +94,7 @@ class Block(nnx.Module):
         return jax.nn.relu(x + drop_path(branch, rate, rngs))
 
 
-class ResNet(nnx.Module):
+class ResNet(Staged):
     """ResNet, ResNeXt and Wide ResNet over images of any size.
 
     Args:
@@ -105,8 +106,6 @@ class ResNet(nnx.Module):
       num_classes: 0 for a backbone without head.
       dtype: compute dtype; parameters and statistics stay float32.
     """
-
-    loss_heads = ("logits",)
 
     def __init__(
         self,
@@ -173,32 +172,6 @@ class ResNet(nnx.Module):
         for block, rate in zip(self.stages[index], rates):
             x = block(x, rate=rate, rngs=rngs)
         return x
-
-    def features(
-        self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "b _ _ _"]]:
-        """The output of every stage: maps at 1/4, 1/8, 1/16 and 1/32 of the resolution."""
-        x, maps = self.run_stem(images, rngs=rngs), []
-        for index in range(len(self.stages)):
-            x = self.run_stage(index, x, rngs=rngs)
-            maps.append(x)
-        return maps
-
-    def encode(
-        self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b n d"]:
-        """The last map's positions as tokens, row by row."""
-        x = self.features(images, rngs=rngs)[-1]
-        return x.reshape(x.shape[0], -1, x.shape[-1])
-
-    def __call__(
-        self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> dict[str, Float[Array, "b _"]]:
-        """Float32 {"features": (b, d) mean of the last map, "logits": (b, classes) if there is a head}."""
-        pooled = self.features(images, rngs=rngs)[-1].astype(jnp.float32).mean((1, 2))
-        if self.head is None:
-            return {"features": pooled}
-        return {"features": pooled, "logits": self.head(dropout(pooled, self.dropout, rngs))}
 
 
 def create(variant: str, **overrides) -> ResNet:
