@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lookupjax.evaluation.budget import accuracy_and_cost, exit_shares, find_thresholds
+from lookupjax.analysis.early_exit import accuracy_and_cost, exit_shares, find_thresholds
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
 from lookupjax.models.dynperceiver import EXITS, DynPerceiver
