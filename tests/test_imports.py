@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "data": set(),
     "training": {"layers", "attention", "models", "tasks", "data", "evaluation"},
     "evaluation": {"layers", "attention", "models", "tasks", "data", "training", "analysis"},  # its plots
-    "interop": {"layers", "attention", "models", "tasks", "analysis"},
+    "interop": {"layers", "attention", "models", "tasks", "evaluation", "analysis"},
     "analysis": {"layers", "attention", "models"},
 }
 BASE = {"errors", "paths", "grids", "cli", "config"}

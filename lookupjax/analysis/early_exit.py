@@ -2,19 +2,17 @@
 
 An image leaves at the first exit k whose confidence, the largest softmax probability, is at least T_k. The
 thresholds follow from the share of the images that should leave at each exit; a schedule of shares gives
-the curve of accuracy against cost.
+the curve of accuracy against cost. Everything here is NumPy over exits (e) and examples (n).
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 NEVER, ALWAYS = 1e8, -1e8
 DAMPING = (0.85, 1.0, 0.5)  # of the shares of the first exits, as the reference tuned them
-
-Probabilities = Float[np.ndarray | Array, "e n k"]
 
 
 def exit_shares(exits: int) -> Float[np.ndarray, "s e"]:
@@ -33,9 +31,18 @@ def exit_shares(exits: int) -> Float[np.ndarray, "s e"]:
     return shares.astype(np.float32)
 
 
-def find_thresholds(probabilities: Probabilities, share: Float[np.ndarray, "e"]) -> Float[np.ndarray, "e"]:
+def confidence_and_hits(
+    probabilities: Float[np.ndarray | Array, "e n k"], label: Int[np.ndarray | Array, "n"]
+) -> tuple[Float[np.ndarray, "e n"], Bool[np.ndarray, "e n"]]:
+    """The largest probability of every exit, and whether it is the label's."""
+    probabilities = np.asarray(probabilities)
+    return probabilities.max(-1), probabilities.argmax(-1) == np.asarray(label)[None]
+
+
+def find_thresholds(
+    confidence: Float[np.ndarray, "e n"], share: Float[np.ndarray, "e"]
+) -> Float[np.ndarray, "e"]:
     """T_k: the confidence of the floor(n share_k)-th most confident image that has not left before k."""
-    confidence = np.asarray(probabilities).max(-1)
     exits, n = confidence.shape
     limits = np.full(exits, NEVER, np.float32)
     left = np.zeros(n, bool)
@@ -49,18 +56,25 @@ def find_thresholds(probabilities: Probabilities, share: Float[np.ndarray, "e"])
     return limits
 
 
-def exit_taken(probabilities: Probabilities, limits: Float[np.ndarray, "e"]) -> Int[np.ndarray, "n"]:
+def exit_taken(confidence: Float[np.ndarray, "e n"], limits: Float[np.ndarray, "e"]) -> Int[np.ndarray, "n"]:
     """The exit at which every image leaves."""
-    return (np.asarray(probabilities).max(-1) >= limits[:, None]).argmax(0)
+    return (confidence >= limits[:, None]).argmax(0)
 
 
 def accuracy_and_cost(
-    probabilities: Probabilities,
-    label: Int[np.ndarray | Array, "n"],
+    confidence: Float[np.ndarray, "e n"],
+    hits: Bool[np.ndarray, "e n"],
     limits: Float[np.ndarray, "e"],
     costs: Sequence[float],
 ) -> tuple[float, float]:
     """(share of right predictions, mean cost per image) when every image leaves at its exit."""
-    exits = exit_taken(probabilities, limits)
-    predicted = np.asarray(probabilities).argmax(-1)[exits, np.arange(len(exits))]
-    return float((predicted == np.asarray(label)).mean()), float(np.asarray(costs)[exits].mean())
+    exits = exit_taken(confidence, limits)
+    return float(hits[exits, np.arange(len(exits))].mean()), float(np.asarray(costs)[exits].mean())
+
+
+def within_budget(costs: Sequence[float], accuracies: Sequence[float], budget: float) -> int:
+    """The most accurate row that costs at most `budget`; the cheapest where none does."""
+    affordable = [i for i, cost in enumerate(costs) if cost <= budget]
+    if not affordable:
+        return int(np.argmin(costs))
+    return max(affordable, key=lambda i: (accuracies[i], -costs[i]))

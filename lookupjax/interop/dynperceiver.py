@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lookupjax.analysis.early_exit import accuracy_and_cost, exit_shares, find_thresholds
+from lookupjax.analysis.early_exit import (
+    accuracy_and_cost,
+    confidence_and_hits,
+    exit_shares,
+    find_thresholds,
+)
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
 from lookupjax.models.dynperceiver import EXITS, DynPerceiver
@@ -86,6 +91,8 @@ def build(fixture: Fixture) -> DynPerceiver:
     """The model a fixture's config describes, with the fixture's parameters."""
     config = fixture.config
     options = {ours: tuples(config[theirs]) for theirs, ours in OPTIONS.items() if theirs in config}
+    if "depth_factor" in options:
+        options["depth_factor"] = tuple(map(float, options["depth_factor"]))
     host = {key: tuples(value) for key, value in config["cnn"].items()}
     model = nnx.eval_shape(
         lambda: DynPerceiver(host="regnet_mu", host_options=host, **options, rngs=nnx.Rngs(0))
@@ -125,13 +132,11 @@ def thresholds(fixture: Fixture) -> dict[str, jax.Array]:
     """Exit shares, thresholds found on the validation probabilities, accuracy and cost on both splits."""
     x, costs = fixture.inputs, fixture.config["flops"]
     shares = exit_shares(len(costs))[list(fixture.config["distribution_index"])]
+    val, test = (confidence_and_hits(x[f"{s}_probs"], x[f"{s}_target"]) for s in ("val", "test"))
     rows = []
     for share in shares:
-        limits = find_thresholds(x["val_probs"], share)
-        figures = [
-            accuracy_and_cost(x[f"{split}_probs"], x[f"{split}_target"], limits, costs)
-            for split in ("val", "test")
-        ]
+        limits = find_thresholds(val[0], share)
+        figures = [accuracy_and_cost(*split, limits, costs) for split in (val, test)]
         rows.append([v for accuracy, cost in figures for v in (100 * accuracy, cost)] + list(limits))
     return {"out/probs": jnp.asarray(shares), "out/rows": jnp.asarray(rows)}
 

@@ -357,7 +357,7 @@ class DynPerceiver(nnx.Module):
 
     def start(
         self, images: Float[Array, "b h w c"], rngs: nnx.Rngs | None
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"]]:
+    ) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b n d"]]:
         """The stem's map and the latent tokens, before stage 0."""
         x = self.cnn.run_stem(images, rngs=rngs)
         z = self.latent[...].astype(self.dtype)

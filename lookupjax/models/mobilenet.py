@@ -128,7 +128,7 @@ KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 PLACES = ("after", "instead")
 
 
-def scaled(channels: float, width: float = 1.0) -> int:
+def scaled(channels: int, width: float = 1.0) -> int:
     """`channels * width` rounded to a multiple of 8, at least 8 and never more than 10 % lower."""
     exact = channels * width
     rounded = max(8, int(exact + 4) // 8 * 8)
