@@ -20,7 +20,14 @@ from jaxtyping import Array, Float
 
 from lookupjax.analysis.batched_exit import BatchedExits
 from lookupjax.analysis.counts import count_products
-from lookupjax.analysis.early_exit import accuracy_and_cost, exit_shares, find_thresholds, within_budget
+from lookupjax.analysis.early_exit import (
+    ALWAYS,
+    NEVER,
+    accuracy_and_cost,
+    exit_shares,
+    find_thresholds,
+    within_budget,
+)
 from lookupjax.analysis.plots import Point, accuracy_against_macs
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Context
@@ -42,9 +49,8 @@ class Exits:
 
 
 class Row(NamedTuple):
-    """One row of the schedule: its thresholds; (accuracy, MACs) on the part that chose them, on the other."""
+    """Thresholds; (accuracy, MACs) on the part of the data that chose them and on the other."""
 
-    share: Float[np.ndarray, "e"]
     limits: Float[np.ndarray, "e"]
     chosen: tuple[float, float]
     judged: tuple[float, float]
@@ -104,23 +110,24 @@ class Evaluator:
         chosen, judged = self.columns(model, params, stats)
         shape = self.batches.batch(0)["image"].shape[1:]
         costs = exit_costs(model, shape)
-        rows = []
-        for share in exit_shares(len(costs)):
-            limits = find_thresholds(chosen[0], share)
-            rows.append(Row(share, limits, *(accuracy_and_cost(*c, limits, costs) for c in (chosen, judged))))
-        never = np.where(np.arange(len(costs)) < len(costs) - 1, np.inf, -np.inf).astype(np.float32)
-        picks = {"whole": Row(never, never, *(accuracy_and_cost(*c, never, costs) for c in (chosen, judged)))}
+
+        def row(limits: Float[np.ndarray, "e"]) -> Row:
+            on = [accuracy_and_cost(part[0], part[1], limits, costs) for part in (chosen, judged)]
+            return Row(limits, *on)
+
+        rows = [row(find_thresholds(chosen[0], share)) for share in exit_shares(len(costs))]
+        picks = {"whole": row(np.float32([NEVER] * (len(costs) - 1) + [ALWAYS]))}
         for budget in self.budgets:
             best = within_budget(
                 [row.chosen[1] for row in rows], [row.chosen[0] for row in rows], budget * costs[-1]
             )
             picks[f"budget_{round(100 * budget)}"] = rows[best]
         figures: dict[str, float] = {"examples": judged[0].shape[1]}
-        for name, row in picks.items():
-            figures |= {f"{name}/accuracy": row.judged[0], f"{name}/gmacs": row.judged[1] / 1e9}
+        for name, pick in picks.items():
+            figures |= {f"{name}/accuracy": pick.judged[0], f"{name}/gmacs": pick.judged[1] / 1e9}
         if self.measure:
-            for name, row in picks.items():
-                limits = None if name == "whole" else row.limits
+            for name, pick in picks.items():
+                limits = None if name == "whole" else pick.limits
                 figures[f"{name}/images_per_s"] = self.images_per_second(model, limits)
         directory = self.context.drawing_directory()
         if directory:
@@ -180,7 +187,7 @@ def write_curve(
     ]
     for i, row in enumerate(rows):
         limits = ["never" if limit > 1 else f"{limit:.4f}" for limit in row.limits[:-1]]
-        values = [f"{v:.4f}" if k == 0 else f"{v / 1e6:,.3f}" for pair in row[2:] for k, v in enumerate(pair)]
+        values = [f"{v:.4f}" if k == 0 else f"{v / 1e6:,.3f}" for pair in row[1:] for k, v in enumerate(pair)]
         lines.append("| " + " | ".join([str(i), *limits, *values]) + " |")
     (directory / "curve.md").write_text("\n".join(lines) + "\n")
     single = [

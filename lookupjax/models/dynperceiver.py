@@ -43,7 +43,12 @@ from lookupjax.models.published import Published
 CUTS = (3, 5, 8, 14)  # of MobileNet V3 large into a stem and four stages
 VARIANTS: dict[str, dict] = {
     "mu": dict(
-        host="regnet_mu", latents=8, sa_heads=(1, 1, 2, 2), sa_widening=1, depth_factor=(0.4, 0.4, 0.2, 0.4)
+        host="regnet_mu",
+        latents=16,
+        latent_init=1.0,
+        sa_heads=(1, 1, 2, 2),
+        sa_widening=1,
+        depth_factor=(0.4, 0.4, 0.2, 0.4),
     ),  # the smallest, for tests
     "reg400m_t128": dict(host="regnet_y400mf"),
     "reg800m_t128": dict(host="regnet_y800mf"),
@@ -148,8 +153,8 @@ class CrossLayer(nnx.Module):
         self.mlp = Mlp(dim, dim * widening, gelu="exact", **options)
 
     def __call__(self, x: Float[Array, "b m d"], context: Float[Array, "b n e"]) -> Float[Array, "b m d"]:
-        x = x + self.attn(self.q_norm(x), self.kv_norm(context))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attn(self.q_norm(x), self.kv_norm(context)).astype(x.dtype)
+        return x + self.mlp(self.mlp_norm(x)).astype(x.dtype)
 
 
 class SelfLayer(nnx.Module):
@@ -163,8 +168,8 @@ class SelfLayer(nnx.Module):
         self.mlp = Mlp(dim, dim * widening, gelu="exact", **options)
 
     def __call__(self, z: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        z = z + self.attn(self.attn_norm(z))
-        return z + self.mlp(self.mlp_norm(z))
+        z = z + self.attn(self.attn_norm(z)).astype(z.dtype)
+        return z + self.mlp(self.mlp_norm(z)).astype(z.dtype)
 
 
 class X2Z(nnx.Module):
@@ -203,8 +208,8 @@ class Shrink(nnx.Module):
         self.expand = linear(dim, d_out, **options)
 
     def __call__(self, z: Float[Array, "b n d"]) -> Float[Array, "b m e"]:
-        z = self.mix(self.mix_norm(z.transpose(0, 2, 1))).transpose(0, 2, 1)
-        return self.expand(self.expand_norm(z))
+        mixed = self.mix(self.mix_norm(z.transpose(0, 2, 1))).transpose(0, 2, 1)
+        return self.expand(self.expand_norm(mixed)).astype(z.dtype)
 
 
 class Shortcut(nnx.Module):
@@ -250,6 +255,7 @@ class DynPerceiver(nnx.Module):
     Args:
       host, host_options: the CNN: a name of `create_model` with four stages, and its options.
       latents: latent tokens at first, a multiple of 8; halved before stages 2, 3 and 4.
+      latent_init: standard deviation of their initial values.
       sa_heads, sa_widening: heads per stage and MLP ratio of the latent self-attention.
       depth_factor: self-attention layers per stage, relative to (3, 3, 9, 3).
       x2z, z2x, last_z2x, dwc, shortcuts: whether the latent tokens read the map, the map reads them, also
@@ -267,6 +273,7 @@ class DynPerceiver(nnx.Module):
         host: str = "regnet_y400mf",
         host_options: dict | None = None,
         latents: int = 128,
+        latent_init: float = 0.02,
         sa_heads: tuple[int, ...] = (1, 2, 4, 8),
         sa_widening: int = 4,
         depth_factor: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0),
@@ -290,7 +297,7 @@ class DynPerceiver(nnx.Module):
             raise UserError(f"latents={latents} must be a multiple of 8: their number is halved three times")
         *dims, d_out = self.cnn.widths
         both = dict(dtype=dtype, rngs=rngs)
-        draw = jnp.clip(0.02 * jax.random.normal(rngs.params(), (latents, dims[0])), -2.0, 2.0)
+        draw = jnp.clip(latent_init * jax.random.normal(rngs.params(), (latents, dims[0])), -2.0, 2.0)
         self.latent = nnx.Param(draw)
         self.x2z = nnx.List(X2Z(dim, dwc, **both) for dim in dims) if x2z else None
         self.z2x = nnx.List(Z2X(dim, dim, **both) for dim in dims[1:]) if z2x else None
@@ -310,7 +317,6 @@ class DynPerceiver(nnx.Module):
         self.exit_merge = Exit(
             d_out + dims[3] + link, num_classes, norm=True, dropout=exit_dropout if hidden else 0.0, **head
         )
-        self.dtype = dtype
 
     def latent_stage(
         self, i: int, x: Float[Array, "b h w c"], z: Float[Array, "b n _"]
@@ -358,9 +364,12 @@ class DynPerceiver(nnx.Module):
     def start(
         self, images: Float[Array, "b h w c"], rngs: nnx.Rngs | None
     ) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b n d"]]:
-        """The stem's map and the latent tokens, before stage 0."""
-        x = self.cnn.run_stem(images, rngs=rngs)
-        z = self.latent[...].astype(self.dtype)
+        """The stem's map and the latent tokens, before stage 0.
+
+        The tokens start nearly equal, and the LayerNorm over tokens sees their differences alone: they stay
+        float32, only what is added to them is computed in `dtype`.
+        """
+        x, z = self.cnn.run_stem(images, rngs=rngs), self.latent[...]
         return x, jnp.broadcast_to(z[None], (x.shape[0], *z.shape))
 
     def stages(
