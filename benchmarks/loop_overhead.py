@@ -19,7 +19,8 @@ from lookupjax.config import load_config
 from lookupjax.data.loader import train_iterator
 from lookupjax.train import use_compilation_cache
 from lookupjax.training.experiment import Experiment, resolve
-from lookupjax.training.loop import compile_steps, train
+from lookupjax.training.loop import train
+from lookupjax.training.program import compile_steps
 from lookupjax.training.progress import Reporter
 from lookupjax.training.sharding import global_batch, make_mesh
 

@@ -28,8 +28,11 @@ from lookupjax.training import optimizer, sharding, state
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+def resolve(config: ConfigDict, data: bool = True) -> ConfigDict:
     """Fills what follows from the dataset: the number of classes and channels of the model.
+
+    Args:
+      data: whether the dataset must be there; without it the model keeps its own number of classes.
 
     Raises:
       UserError: when no model is named, or a number makes no sense.
@@ -46,11 +49,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"config.grids is set, but {config.model.name} has no compressed tokens; set it to ()"
         )
-    info = dataset_info(config.data.name, config.data.dir)
+    try:
+        num_classes = dataset_info(config.data.name, config.data.dir).num_classes
+    except UserError:
+        if data:
+            raise
+        num_classes = 0
     config = config.copy_and_resolve_references()
     with config.model.unlocked():
-        if "num_classes" in known and "num_classes" not in config.model and info.num_classes:
-            config.model.num_classes = info.num_classes
+        if "num_classes" in known and "num_classes" not in config.model and num_classes:
+            config.model.num_classes = num_classes
         if "channels" in known and "channels" not in config.model:
             config.model.channels = config.data.channels
     return config

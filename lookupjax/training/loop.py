@@ -4,30 +4,26 @@ Restore priority: the newest readable checkpoint of the work directory, else con
 """
 
 import math
-import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from lookupjax.data.loader import train_iterator
 from lookupjax.errors import UserError
 from lookupjax.evaluation import create_evaluators, describe, flatten_results, run_evaluators
-from lookupjax.evaluation.context import Call, call_name
+from lookupjax.evaluation.context import Call
 from lookupjax.training import distributed, sharding
 from lookupjax.training.checkpoint import Checkpoints
-from lookupjax.training.debug import Profiler, raising, with_nan_checks
-from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
+from lookupjax.training.debug import Profiler
+from lookupjax.training.experiment import Experiment, evaluation_params
 from lookupjax.training.goodput import Attempts, Stopwatch, describe_goodput, goodput
 from lookupjax.training.init import initialise
 from lookupjax.training.metrics import MetricWriter
+from lookupjax.training.program import compile_steps
 from lookupjax.training.progress import Reporter
 from lookupjax.training.state import TrainState
-from lookupjax.training.step import make_train_step
 
 IN_FLIGHT = 2  # steps dispatched ahead of the one whose metrics are read
 
@@ -88,46 +84,6 @@ class PendingMetrics:
                 )
             rows.append(row)
         return rows
-
-
-def compile_steps(experiment: Experiment, batch: dict[str, jax.Array], reporter: Reporter) -> dict[Call, Any]:
-    """One compiled train step per call variant, all of them before the first step."""
-    config = experiment.config
-    step = make_train_step(
-        experiment.graphdef,
-        experiment.task,
-        experiment.optimizer,
-        experiment.schedule,
-        seed=config.seed,
-        mixing=experiment.mixing,
-        frozen=config.frozen,
-        accumulate=config.accumulate,
-        ema=config.ema,
-    )
-    batch_shardings = {k: NamedSharding(experiment.mesh, sharding.BATCH) for k in batch}
-    jitted = jax.jit(
-        with_nan_checks(step) if config.check_nans else step,
-        static_argnums=2,
-        donate_argnums=0,
-        in_shardings=(experiment.state_shardings, batch_shardings),
-        out_shardings=(None, (experiment.state_shardings, None))
-        if config.check_nans
-        else (experiment.state_shardings, None),
-    )
-    calls = experiment.calls()
-    for call in calls:
-        for _, grid in call:
-            check_compressed(experiment, grid, batch["image"].shape[1:-1])
-
-    def compiled(call: Call) -> Any:
-        start = time.perf_counter()
-        program = jitted.lower(experiment.abstract_state, batch, call).compile()
-        reporter.line(f"compiled the step {call_name(call)} in {time.perf_counter() - start:.1f} s")
-        return raising(program) if config.check_nans else program
-
-    reporter.line(f"compiling {len(calls)} program{'s' if len(calls) > 1 else ''}")
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(calls, pool.map(compiled, calls)))
 
 
 def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState, dict]:
