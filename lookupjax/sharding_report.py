@@ -17,7 +17,7 @@ from lookupjax.config import load_config
 from lookupjax.errors import UserError
 from lookupjax.paths import named_leaves
 from lookupjax.training.experiment import Experiment, resolve
-from lookupjax.training.sharding import SMALL, find_rule, make_mesh
+from lookupjax.training.sharding import SMALL, Rules, find_rule, make_mesh, tensor_rules
 
 MIB = 2**20
 
@@ -47,8 +47,9 @@ def totals(state: Any) -> list[tuple[str, int, int]]:
 
 def report(experiment: Experiment) -> str:
     """The whole report as text."""
-    state, mesh, rules = experiment.abstract_state, experiment.mesh, experiment.tensor_rules
+    state, mesh = experiment.abstract_state, experiment.mesh
     params = named_leaves(state.params)
+    rules = tensor_rules(experiment.config.tensor_rules, params, mesh)
     width = max(map(len, params))
     shape = "x".join(map(str, mesh.devices.shape))
     lines = [f"{experiment.config.model.name} on mesh data x fsdp x model = {shape}", ""]
@@ -63,7 +64,7 @@ def report(experiment: Experiment) -> str:
     return "\n".join([*lines, "", *remarks(params, experiment, rules)])
 
 
-def remarks(params: dict[str, Any], experiment: Experiment, rules: Any) -> list[str]:
+def remarks(params: dict[str, Any], experiment: Experiment, rules: Rules) -> list[str]:
     """What stayed whole and why, and which rules found nothing."""
     mesh, lines = experiment.mesh, []
     whole = {name: x for name, x in params.items() if not any(x.sharding.spec)}
@@ -83,9 +84,8 @@ def remarks(params: dict[str, Any], experiment: Experiment, rules: Any) -> list[
         ]
         lines.append(f"tensor rules that found nothing: {', '.join(unused) or 'none'}")
         if undivided:
-            lines.append(
-                f"a rule found, but model={mesh.shape['model']} does not divide: {', '.join(undivided[:12])}"
-            )
+            why = f"a rule found, but model={mesh.shape['model']} does not divide"
+            lines.append(f"{why}: {', '.join(undivided[:12])}")
     return lines
 
 

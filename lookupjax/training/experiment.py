@@ -54,7 +54,7 @@ def resolve(config: ConfigDict, data: bool = True) -> ConfigDict:
     except UserError:
         if data:
             raise
-        num_classes = 0
+        num_classes = known.get("num_classes", 0)
     config = config.copy_and_resolve_references()
     with config.model.unlocked():
         if "num_classes" in known and "num_classes" not in config.model and num_classes:
@@ -103,11 +103,6 @@ class Experiment:
     def graphdef(self) -> nnx.GraphDef:
         return state.split_model(self.abstract_model)[0]
 
-    @property
-    def tensor_rules(self) -> sharding.Rules:
-        names = named_leaves(state.split_model(self.abstract_model)[1])
-        return sharding.tensor_rules(self.config.tensor_rules, names, self.mesh)
-
     def init(self) -> state.TrainState:
         """The state at step 0 (pure; see `create_state`)."""
         config = self.config
@@ -117,7 +112,9 @@ class Experiment:
     def abstract_state(self) -> state.TrainState:
         """Shapes, dtypes and shardings of the state."""
         abstract = jax.eval_shape(self.init)
-        shardings = sharding.tree_shardings(abstract, self.mesh, self.tensor_rules)
+        names = named_leaves(abstract.params)
+        rules = sharding.tensor_rules(self.config.tensor_rules, names, self.mesh)
+        shardings = sharding.tree_shardings(abstract, self.mesh, rules, names)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )

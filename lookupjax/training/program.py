@@ -79,7 +79,7 @@ def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
     try:
         if size:
             raise UserError("a size is given")
-        example = next(train_iterator(config.data, 1, config.seed))
+        example = next(train_iterator(config.data, 2, config.seed))
         return {
             key: jax.ShapeDtypeStruct((config.batch_size, *value.shape[1:]), value.dtype)
             for key, value in example.items()

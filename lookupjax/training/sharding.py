@@ -6,7 +6,7 @@ axis, `model` splits attention and MLP kernels by the rules below. Batches are s
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -84,9 +84,23 @@ def partition_spec(
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def tree_shardings(abstract: Any, mesh: Mesh, rules: Rules = TENSOR_RULES) -> Any:
-    """The tree of NamedShardings of a state (optimizer moments carry their parameter's name)."""
-    return map_named(lambda n, x: NamedSharding(mesh, partition_spec(n, x.shape, mesh, rules)), abstract)
+def tree_shardings(
+    abstract: Any, mesh: Mesh, rules: Rules = TENSOR_RULES, parameters: Collection[str] = ()
+) -> Any:
+    """The tree of NamedShardings of a state.
+
+    Args:
+      parameters: names of the parameters. A leaf whose path ends in one of them ("opt_state/0/mu/" +
+        "embed/kernel") goes by that name, so that moments and averages lie where their parameter does.
+    """
+
+    def place(path: str, x: Any) -> NamedSharding:
+        name = path
+        while name and name not in parameters:
+            name = name.partition("/")[2]
+        return NamedSharding(mesh, partition_spec(name or path, x.shape, mesh, rules))
+
+    return map_named(place, abstract)
 
 
 def tensor_rules(own: Rules, names: Iterable[str], mesh: Mesh) -> Rules:

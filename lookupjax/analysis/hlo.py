@@ -1,0 +1,93 @@
+"""Reading XLA's compiled modules: collectives by kind and bytes, the largest buffers."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "s4": 4, "u4": 4}  # others end in their bits
+NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "while", "bitcast")
+
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\([^=]*?\)|\S+) ([\w-]+)\(")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|called_computations)=\{?%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_OPERATION = re.compile(r'op_name="([^"]*)"')
+
+
+class Instruction(NamedTuple):
+    name: str
+    kind: str
+    arrays: tuple[int, ...]  # bytes of the results
+    runs: int  # per execution of the module: bodies of loops run several times
+    operation: str  # of the traced program, such as "jit(train_step)/.../dot_general"
+    type: str
+
+
+def array_bytes(text: str) -> tuple[int, ...]:
+    """Bytes of every array in a type, such as "(f32[8,128]{1,0}, bf16[4])"."""
+    sizes = []
+    for dtype, dims in _ARRAY.findall(text):
+        digits = re.search(r"\d+$", dtype)
+        bits = BITS.get(dtype) or (int(digits[0]) if digits else 0)
+        sizes.append(math.prod(int(n) for n in dims.split(",") if n) * bits // 8)
+    return tuple(sizes)
+
+
+def instructions(text: str) -> list[Instruction]:
+    """Every instruction of a module, with how often one execution runs it."""
+    found: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
+    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    entry = computation = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            computation = head[1]
+            entry = computation if line.startswith("ENTRY") else entry
+        elif match := _INSTRUCTION.match(line):
+            name, kind_of, kind = match.groups()
+            operation = _OPERATION.search(line)
+            found[computation].append((name, kind_of, kind, operation[1] if operation else ""))
+            trips = _TRIPS.search(line) if kind == "while" else None
+            times = int(trips[1]) if trips else 1
+            calls[computation] += [(called, times) for called in _CALLED.findall(line)]
+    runs: Counter[str] = Counter()
+
+    def visit(name: str, times: int) -> None:
+        runs[name] += times
+        for called, trips in calls[name]:
+            visit(called, times * trips)
+
+    visit(entry, 1)
+    return [
+        Instruction(name, kind, array_bytes(type_), runs[computation], operation, type_)
+        for computation, rows in found.items()
+        for name, type_, kind, operation in rows
+    ]
+
+
+def collectives(program: list[Instruction]) -> dict[str, tuple[int, int]]:
+    """{kind: (executions, bytes of the results per device)} of the communication in one execution."""
+    totals: dict[str, tuple[int, int]] = {}
+    for one in program:
+        kind = one.kind.removesuffix("-start")
+        if kind not in COLLECTIVES or not one.runs:
+            continue
+        # an asynchronous start holds its operand beside its result, except for all-reduce
+        alone = one.kind == kind or kind == "all-reduce"
+        size = sum(one.arrays) if alone else max(one.arrays, default=0)
+        count, total = totals.get(kind, (0, 0))
+        totals[kind] = (count + one.runs, total + one.runs * size)
+    return totals
+
+
+def largest_buffers(program: list[Instruction], count: int = 8) -> list[str]:
+    """Lines naming the largest results of operations of the traced program."""
+    named = {}
+    for one in program:
+        if one.runs and one.operation and one.kind not in NO_BUFFER:
+            key = (one.type.partition("{")[0], one.operation)
+            named[key] = max(sum(one.arrays), named.get(key, 0))
+    largest = sorted(named.items(), key=lambda item: -item[1])[:count]
+    return [f"{size / 2**20:10.1f} MiB  {kind:28s} {operation}" for (kind, operation), size in largest]

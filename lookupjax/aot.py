@@ -1,0 +1,208 @@
+"""python -m lookupjax.aot --config=FILE[:ARG] --topology=v5e:16x16 [--config.key=value ...]
+
+Compiles the real training step for devices that are not here, and says whether it fits and what it costs:
+memory by kind against the chip's, matrix products, collectives, a floor of the step time. Exits with 1,
+naming the largest buffers, when it does not fit. TPUs need the extra `tpu` (works on any CPU machine);
+`--platform=cpu --devices=8` compiles for so many CPU devices.
+"""
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lookupjax import cli
+from lookupjax.analysis.counts import count_products
+from lookupjax.analysis.hlo import collectives, instructions, largest_buffers
+from lookupjax.config import load_config
+from lookupjax.errors import UserError
+from lookupjax.evaluation.context import Call, call_name
+from lookupjax.grids import parse_grid
+from lookupjax.paths import named_leaves
+from lookupjax.sharding_report import bytes_of
+from lookupjax.training.experiment import Experiment, resolve
+from lookupjax.training.program import batch_shapes, trace_step
+from lookupjax.training.sharding import check_batch_size, make_mesh
+
+GIB, MIB = 2.0**30, 2.0**20
+
+
+def shown(size: int | float) -> str:
+    """Bytes in the unit that suits them."""
+    return f"{size / GIB:9.2f} GiB" if size >= 0.1 * GIB else f"{size / MIB:9.2f} MiB"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Per chip: memory and peak rates as Google Cloud's documentation of TPU versions states them."""
+
+    memory: float  # bytes
+    flops: float  # bfloat16, per second
+    bandwidth: float  # bytes per second, of the memory
+    links: float  # bytes per second, of the interconnect, all links together
+
+
+CHIPS = {
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
+}
+
+
+def tpu_devices(topology: str) -> list[Any]:
+    """The devices of a topology such as "v5e:16x16" (chips).
+
+    Raises:
+      UserError: when libtpu is not installed or knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError("compiling for TPUs needs libtpu: pip install 'lookupjax[tpu]'") from None
+    if topology.partition(":")[0] not in CHIPS:
+        raise UserError(f"--topology={topology} must be CHIP:SIZE with a chip of {list(CHIPS)}")
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:  # what libtpu raises is not documented
+        raise UserError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+
+
+def dearest_call(experiment: Experiment) -> Call:
+    """The call variant with the most compressed tokens."""
+    return max(experiment.calls(), key=lambda call: [n for _, grid in call for n in grid])
+
+
+def out_of_memory(message: str) -> str | None:
+    """What the TPU compiler says of a program that does not fit, or None for another error."""
+    if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
+        return None
+    used = re.search(r"Used [^\n]*", message)
+    largest = re.findall(r"Size: ([^\n]*)\n(?:\s*Operator: ([^\n]*)\n)?(?:\s*Shape: ([^\n]*))?", message)
+    rows = [f"  {size:>10s}  {shape.partition('{')[0]:28s} {name}" for size, name, shape in largest[:8]]
+    return "\n".join([used[0] if used else message.splitlines()[0], "largest buffers:", *rows])
+
+
+def memory_lines(compiled: jax.stages.Compiled, state: Any) -> tuple[list[str], int]:
+    """(table of the memory on each device, its total in bytes)."""
+    stats = compiled.memory_analysis()
+    parts = {
+        "parameters": sum(bytes_of(x)[1] for x in jax.tree.leaves((state.params, state.stats))),
+        "optimizer state": sum(bytes_of(x)[1] for x in jax.tree.leaves(state.opt_state)),
+        "moving average": sum(bytes_of(x)[1] for x in jax.tree.leaves(state.ema)),
+    }
+    parts["batch and padding"] = stats.argument_size_in_bytes - sum(parts.values())
+    new = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    parts |= {
+        "outputs not in place": new,
+        "temporaries": stats.temp_size_in_bytes,
+        "program": stats.generated_code_size_in_bytes,
+    }
+    lines = [f"  {kind:22s} {shown(size)}" for kind, size in parts.items()]
+    return lines, sum(parts.values())
+
+
+def floor_lines(flops: float, moved: float, sent: int | float, chip: Chip | None) -> list[str]:
+    """Costs per device and step; with a chip, the seconds that each takes at its peak rate."""
+    rates = (chip.flops, chip.bandwidth, chip.links) if chip else (math.inf,) * 3
+    seconds = [amount / rate for amount, rate in zip((flops, moved, sent), rates)]
+    took = [f"  at least {1e3 * s:8.2f} ms" if chip else "" for s in seconds]
+    lines = [
+        f"  {'matrix products':22s} {flops / 1e12:9.3f} TFLOP{took[0]}",
+        f"  {'memory traffic':22s} {shown(moved)}{took[1]}  (bodies of loops counted once)",
+        f"  {'collectives':22s} {shown(sent)}{took[2]}",
+    ]
+    floor = max(seconds)
+    if chip:
+        lines.append(f"floor of the step time: {1e3 * floor:.2f} ms ({1 / floor:.1f} steps/s)")
+    return lines
+
+
+def report(
+    experiment: Experiment, call: Call, size: tuple[int, ...], chip: Chip | None, memory: float
+) -> int:
+    """Compiles, prints everything, and returns the exit status; `memory` in bytes, 0 for any."""
+    config, mesh = experiment.config, experiment.mesh
+    check_batch_size(config.batch_size, mesh, "config.batch_size", config.accumulate)
+    batch = batch_shapes(experiment, size)
+    shape = "x".join(map(str, mesh.devices.shape))
+    images = "x".join(map(str, batch["image"].shape))
+    print(f"{config.model.name} {call_name(call)} on {mesh.size} x {mesh.devices.flat[0].device_kind}")
+    print(f"mesh data x fsdp x model = {shape}, batch {images}, {config.dtype}")
+    start = time.perf_counter()
+    traced = trace_step(experiment, batch, call)
+    lowered = traced.lower()
+    middle = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except Exception as error:
+        if (why := out_of_memory(str(error))) is None:
+            raise
+        print(f"does not fit: {why}")
+        return 1
+    print(f"traced in {middle - start:.1f} s, compiled in {time.perf_counter() - middle:.1f} s")
+    lines, used = memory_lines(compiled, experiment.abstract_state)
+    of = f" of {shown(memory).strip()}, {used / memory:.1%}" if memory else ""
+    print("\n".join(["memory per device:", *lines, f"  {'total':22s} {shown(used)}{of}"]))
+    program = instructions(compiled.as_text())
+    found = collectives(program)
+    print("collectives per step:" if found else "collectives per step: none")
+    for kind, (count, size_of) in found.items():
+        print(f"  {kind:22s} {shown(size_of)} in {count}")
+    costs = compiled.cost_analysis() or {}
+    flops = 2.0 * count_products(traced) / mesh.size
+    moved = float(costs.get("bytes accessed", 0.0))
+    sent = sum(size_of for _, size_of in found.values())
+    print("\n".join(["per device and step:", *floor_lines(flops, moved, sent, chip)]))
+    if memory and used > memory:
+        sizes = {name: bytes_of(x)[1] for name, x in named_leaves(experiment.abstract_state).items()}
+        print("\n".join(["does not fit; largest buffers:", *largest_buffers(program)]))
+        for name in sorted(sizes, key=lambda name: -sizes[name])[:4]:
+            print(f"{sizes[name] / MIB:10.1f} MiB  {name}")
+        return 1
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="lookupjax.aot", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser.add_argument("--topology", help="TPU chips, such as v5e:16x16 or v5p:4x4x4")
+    parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu")
+    parser.add_argument("--devices", type=int, default=1, help="of --platform=cpu")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="per device; default: the chip's")
+    parser.add_argument("--image_size", type=parse_grid, default=(), metavar="SIZE", help="such as 384x384")
+    parser.add_argument("--compressed", type=parse_grid, metavar="GRID", help="default: the largest trained")
+    args, overrides = parser.parse_known_args(argv)
+    if strange := [text for text in overrides if not text.startswith("--config.")]:
+        raise UserError(f"unknown argument {strange[0]!r}; config keys are set with --config.key=value")
+    if (args.platform == "tpu") != bool(args.topology):
+        raise UserError("give either --topology=CHIP:SIZE or --platform=cpu --devices=N")
+    # libtpu would look for a TPU machine's metadata, and allows one process only
+    os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")
+    if args.platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", args.devices)
+        devices, chip = jax.devices(), None
+    else:
+        devices, chip = tpu_devices(args.topology), CHIPS[args.topology.partition(":")[0]]
+    config = resolve(load_config(args.config, overrides), data=False)
+    experiment = Experiment(config, make_mesh(config.mesh, devices))
+    call = (("compressed", args.compressed),) if args.compressed else dearest_call(experiment)
+    memory = args.memory * GIB if args.memory else chip.memory if chip else 0.0
+    status = report(experiment, call, args.image_size, chip, memory)
+    if status:
+        print("try mesh.fsdp, a larger accumulate, model.remat=block or dtype=bfloat16", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""Sharding tables and compilation ahead of time, on fake and absent devices."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lookupjax import aot, sharding_report
+from lookupjax.analysis.hlo import array_bytes, collectives, instructions
+from lookupjax.config import apply_changes, default_config
+from lookupjax.errors import UserError
+from lookupjax.training.experiment import Experiment
+from lookupjax.training.sharding import batch_share, make_mesh, tensor_rules
+
+TINY = dict(name="lookupvit_mu", dim=64, depth=1, pos_grid=(4, 4), num_classes=5, channels=1)
+RULE = (r"^embed/kernel$", -1)
+
+
+def experiment(mesh, **changes):
+    config = apply_changes(default_config(), {"model": TINY, "steps": 20, "batch_size": 16} | changes)
+    shape = ConfigDict(dict(zip(("data", "fsdp", "model"), mesh)))
+    return Experiment(config, make_mesh(shape, jax.devices()[: int(np.prod(mesh))]))
+
+
+def test_fsdp_leaves_an_eighth_on_each_device():
+    exp = experiment((1, 8, 1), model=TINY | dict(dim=128), ema=0.9)
+    _, whole, local = sharding_report.totals(exp.abstract_state)[-1]
+    assert local <= (1 / 8 + 0.05) * whole
+
+
+def test_the_report_shows_partitions_and_what_stays_whole():
+    text = sharding_report.report(experiment((2, 2, 2), tensor_rules=(RULE,)))
+    rows = {line.split()[0]: line for line in text.splitlines() if line and not line.startswith(" ")}
+    assert "(fsdp, model)" in rows["blocks/0/mlp/fc1/kernel"] and rows["blocks/0/mlp/fc1/kernel"].endswith(
+        "16,384"
+    )
+    assert "(model, fsdp)" in rows["blocks/0/mlp/fc2/kernel"]
+    assert "(-, -, -, model)" in rows["embed/kernel"]
+    assert "whole" in rows["head_p/kernel"]
+    assert "tensor rules that found nothing: none" in text
+
+
+def test_rules_that_match_nothing():
+    """One's own are errors; ours may go unused unless the model axis would split nothing at all."""
+    with pytest.raises(UserError, match="tensor_rules: 'embd' matches no parameter"):
+        _ = experiment((8, 1, 1), tensor_rules=(("embd", -1),)).abstract_state
+    names = ["stem/kernel", "norm/scale"]
+    mesh = experiment((1, 1, 8)).mesh
+    with pytest.raises(UserError, match="would split no parameter"):
+        tensor_rules((), names, mesh)
+    assert tensor_rules((("stem", -1),), names, mesh)[0] == ("stem", -1)
+
+
+def test_one_process_reads_the_whole_batch():
+    assert batch_share(experiment((2, 2, 2)).mesh) == (0, 1)
+
+
+HLO = """
+HloModule jit_step
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %ar = f32[8,4]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %ar)
+}
+
+ENTRY %main (p: f32[4,4]) -> f32[8,4] {
+  %p = f32[4,4]{1,0} parameter(0)
+  %ag = (f32[4,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), dimensions={0}
+  %agd = f32[8,4]{1,0} all-gather-done(%ag)
+  %w = (s32[], f32[8,4]{1,0}) while(%init), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %out = f32[8,4]{1,0} get-tuple-element(%w), index=1
+}
+"""
+
+
+def test_collectives_in_loops_count_as_often_as_they_run():
+    found = collectives(instructions(HLO))
+    assert found == {"all-reduce": (3, 3 * 128), "all-gather": (1, 128)}
+    assert array_bytes("(f32[8,128]{1,0}, bf16[4], pred[], u8[3])") == (4096, 8, 1, 3)
+
+
+def arguments(*more):
+    fixed = ["--config=configs/quickstart.py", "--config.model.depth=1", "--config.grids=((2,2),)"]
+    return [*fixed, "--config.mesh.fsdp=4", *more]
+
+
+@pytest.fixture
+def here(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("LOOKUPJAX_DATA", str(tmp_path))
+
+
+def test_ahead_of_time_for_eight_cpus(here, capsys):
+    """The same collectives as XLA really runs; too small a memory is status 1 and names buffers."""
+    status = aot.main(arguments("--platform=cpu", "--devices=8", "--memory=0.0001"))
+    text = capsys.readouterr().out
+    assert status == 1 and "does not fit; largest buffers:" in text and "jit(train_step)" in text
+    assert "all-gather" in text and "on 8 x cpu" in text and "mesh data x fsdp x model = 2x4x1" in text
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed (extra: tpu)")
+def test_ahead_of_time_for_a_tpu(here, capsys):
+    assert aot.main(arguments("--topology=v5e:2x2")) == 0
+    text = capsys.readouterr().out
+    assert "on 4 x TPU v5 lite" in text and "of 16.00 GiB" in text and "floor of the step time" in text
+
+
+def test_bad_topologies(here):
+    with pytest.raises(UserError, match="either --topology"):
+        aot.main(arguments())
+    if importlib.util.find_spec("libtpu"):
+        with pytest.raises(UserError, match="a chip of"):
+            aot.main(arguments("--topology=v99:2x2"))
+    else:
+        with pytest.raises(UserError, match="needs libtpu"):
+            aot.main(arguments("--topology=v5e:2x2"))
