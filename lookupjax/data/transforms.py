@@ -156,6 +156,27 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
+class RandomCrop:
+    """A window of `size` at a uniform place, without resizing; `padding` zeros are put around first."""
+
+    size: tuple[int, int]
+    padding: int = 0
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        image = np.pad(image, ((self.padding,) * 2, (self.padding,) * 2, (0, 0)))
+        free = [whole - side for whole, side in zip(image.shape, self.size)]
+        if min(free) < 0:
+            raise UserError(
+                f"random_crop: an image of {image.shape[:2]} pixels has no window of {self.size}; "
+                "put a resize before it"
+            )
+        top, left = (int(random.integers(n + 1)) for n in free)
+        return image[top : top + self.size[0], left : left + self.size[1]]
+
+
+@dataclass(frozen=True)
 class RandomFlip:
     """Left-right, with probability one half."""
 

@@ -40,7 +40,8 @@ from lookupjax.models.vit import LayerScale, add_branch
 LITE = dict(prune_layers=(2, 5, 8, 11), prune_ratio=0.16)
 SIZES: dict[str, dict] = {"t": dict(dim=192), "s": dict(dim=384)}
 VARIANTS: dict[str, dict] = {
-    "mu": dict(patch=(8, 8), pos_grid=(4, 4), dim=24, depth=2, num_heads=3),  # the smallest, for tests
+    # the smallest, for tests
+    "mu": dict(patch=(8, 8), pos_grid=(4, 4), dim=24, depth=2, num_heads=3, layer_scale=None),
     **SIZES,
     **{f"lite_{name}": size | LITE for name, size in SIZES.items()},
     "t_pos": SIZES["t"] | dict(pos_embed=True),

@@ -251,3 +251,13 @@ def test_grey_keeps_three_equal_channels():
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
     result = grey(image, np.random.default_rng(0))
     assert result.shape == image.shape and (result == result[..., :1]).all() and not (result == image).all()
+
+
+def test_random_crop_reaches_every_place_and_says_when_there_is_none():
+    crop = build_transforms([dict(name="random_crop", size=(2, 3), padding=1)])[0]
+    image = np.arange(1, 13, dtype=np.uint8).reshape(3, 4, 1)
+    random = np.random.default_rng(0)
+    windows = {crop(image, random).tobytes() for _ in range(400)}
+    assert len(windows) == 4 * 4 and crop(image, random).shape == (2, 3, 1)
+    with pytest.raises(UserError, match="put a resize before it"):
+        build_transforms([dict(name="random_crop", size=(9, 9))])[0](image, random)
