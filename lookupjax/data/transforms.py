@@ -187,25 +187,6 @@ class RandomFlip:
 
 
 @dataclass(frozen=True)
-class RandomCrop:
-    """A part of `size` = (height, width) pixels at a uniform place, not resized.
-
-    Raises:
-      UserError: for a smaller image.
-    """
-
-    size: tuple[int, int]
-    random: ClassVar[bool] = True
-
-    def __call__(self, image: Image, random: np.random.Generator) -> Image:
-        room = [n - side for n, side in zip(image.shape, self.size)]
-        if min(room) < 0:
-            raise UserError(f"random_crop of {self.size} pixels needs larger images than {image.shape[:2]}")
-        top, left = (int(random.integers(n + 1)) for n in room)
-        return image[top : top + self.size[0], left : left + self.size[1]]
-
-
-@dataclass(frozen=True)
 class RandomTurn:
     """One of the eight symmetries of the square: flips and quarter turns, for images without an up."""
 
