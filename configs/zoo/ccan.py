@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from lookupjax.recipes import imagenet, parse, smoke
 
 NAMES = ("digit", "ink", "paper")
-TOY = dict(patch=(4, 4), pos_grid=(4, 4), dim=48, num_heads=4)
+TOY = dict(patch=(4, 4), pos_grid=(4, 4), dim=48, num_heads=4, pos_init=0.5)
 
 
 def get_config(argument: str = "") -> ConfigDict:

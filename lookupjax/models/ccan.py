@@ -86,6 +86,7 @@ class CCAN(nnx.Module):
       conditions: number of attributes, each with a space of its own.
       embedding: numbers of an embedding.
       query_residual: whether the query is added to what it finds.
+      pos_init: standard deviation of the initial position table; patches of few pixels need more.
       dtype: compute dtype; parameters, softmax, norms' statistics and embeddings stay float32.
     """
 
@@ -107,6 +108,7 @@ class CCAN(nnx.Module):
         eps: float = 1e-6,
         query_residual: bool = True,
         pos_resize: str = "cubic",
+        pos_init: float = 0.02,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         dtype: DTypeLike = jnp.float32,
@@ -116,7 +118,7 @@ class CCAN(nnx.Module):
         self.drop_path, self.dropout, self.dtype = drop_path, dropout, dtype
         common = dict(mlp_ratio=mlp_ratio, gelu=gelu, eps=eps, dropout=dropout, dtype=dtype, rngs=rngs)
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
-        self.pos = position_table((*pos_grid, dim), rngs)
+        self.pos = position_table((*pos_grid, dim), rngs, pos_init)
         self.cls = position_table((dim,), rngs)
         self.cls_pos = position_table((dim,), rngs)
         mixer = dict(attention="softmax", attention_options={}, layer_scale=None)
