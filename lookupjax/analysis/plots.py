@@ -128,6 +128,60 @@ def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
         _save(figure, path)
 
 
+def tradeoff(
+    series: dict[str, list[Point]], published: list[Point], missing: dict[str, float], path: Path
+) -> None:
+    """Accuracy against multiply-accumulates (logarithmic) of trained runs, beside published results.
+
+    Args:
+      series: a line per name, which may still be empty. Points of one label and cost are labelled once.
+      published: hollow squares.
+      missing: {name: MACs} of what is not trained yet, ticks at the lower edge.
+    """
+    trained = [p for points in series.values() for p in points]
+    costs = [p.macs for p in (*trained, *published)] + list(missing.values())
+    unit, word = (1e9, "billion") if max(costs) >= 1e9 else (1e6, "million")
+    near = dict(textcoords="offset points", fontsize=12)
+    with rc_context(LOOK):
+        figure = Figure(figsize=(10, 6.6), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, points) in enumerate(series.items()):
+            points = sorted(points, key=lambda p: p.macs)
+            label = name if points else f"{name} (missing)"
+            x, y, errors = ([getattr(p, key) for p in points] for key in ("macs", "accuracy", "error"))
+            x = [macs / unit for macs in x]
+            axes.errorbar(x, y, errors, ms=9, capsize=4, elinewidth=1.2, label=label, **_style(index))
+        for place in {(p.label, p.macs) for p in trained}:
+            top = max((p for p in trained if (p.label, p.macs) == place), key=lambda p: p.accuracy + p.error)
+            spot = (top.macs / unit, top.accuracy + top.error)
+            axes.annotate(top.label, spot, xytext=(0, 6), ha="center", va="bottom", weight="bold", **near)
+        for number, p in enumerate(published):
+            label, spot = "published" if number == 0 else None, (p.macs / unit, p.accuracy)
+            axes.plot(*spot, "s", ms=9, mfc="none", color="0.35", label=label)
+            axes.annotate(p.label, spot, xytext=(9, -4), va="top", color="0.35", **near)
+        edge = axes.get_xaxis_transform()
+        for number, (name, macs) in enumerate(sorted(missing.items(), key=lambda item: item[1])):
+            label = "missing: not trained yet" if number == 0 else None
+            axes.plot([macs / unit] * 2, (0, 0.03), color="0.6", lw=3, transform=edge, label=label)
+            spot = (macs / unit, 0.04 + 0.04 * (number % 8))
+            axes.annotate(name, spot, xycoords=edge, ha="right", va="bottom", color="0.5", fontsize=10)
+        axes.set_xscale("log")
+        low, high = min(costs) / unit / 1.3, max(costs) / unit * 1.5
+        steps = (1, 2, 5) if high > 12 * low else (1, 1.5, 2, 3, 4, 6)
+        ticks = [n * 10.0**k for k in range(-3, 4) for n in steps]
+        axes.set_xticks([t for t in ticks if low <= t <= high])
+        axes.set_xticks([], minor=True)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlim(low, high)
+        known = any(p.error for p in trained)
+        axes.set_ylabel("test accuracy" + " (bars: one standard error)" * known)
+        axes.set_xlabel(f"{word} multiply-accumulates per image")
+        axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        _save(figure, path)
+
+
 def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
     """Accuracy against confidence, one panel per title, over the share of examples in each bin.
 
