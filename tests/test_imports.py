@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "models": {"layers", "attention", "analysis"},  # models/__main__ prints what analysis counts
     "tasks": {"layers", "attention", "models"},
     "data": set(),
-    "training": {"layers", "attention", "models", "tasks", "data", "evaluation"},
+    "training": {"layers", "attention", "models", "tasks", "data", "evaluation", "interop"},
     "evaluation": {"layers", "attention", "models", "tasks", "data", "training", "analysis"},  # its plots
     "interop": {"layers", "attention", "models", "tasks", "evaluation", "analysis"},
     "analysis": {"layers", "attention", "models"},

@@ -156,13 +156,13 @@ def tradeoff(
             spot = (top.macs / unit, top.accuracy + top.error)
             axes.annotate(top.label, spot, xytext=(0, 6), ha="center", va="bottom", weight="bold", **near)
         for number, p in enumerate(published):
-            label, spot = "published" if number == 0 else None, (p.macs / unit, p.accuracy)
-            axes.plot(*spot, "s", ms=9, mfc="none", color="0.35", label=label)
+            legend, spot = "published" if number == 0 else None, (p.macs / unit, p.accuracy)
+            axes.plot(*spot, "s", ms=9, mfc="none", color="0.35", label=legend)
             axes.annotate(p.label, spot, xytext=(9, -4), va="top", color="0.35", **near)
         edge = axes.get_xaxis_transform()
         for number, (name, macs) in enumerate(sorted(missing.items(), key=lambda item: item[1])):
-            label = "missing: not trained yet" if number == 0 else None
-            axes.plot([macs / unit] * 2, (0, 0.03), color="0.6", lw=3, transform=edge, label=label)
+            legend = "missing: not trained yet" if number == 0 else None
+            axes.plot([macs / unit] * 2, (0, 0.03), color="0.6", lw=3, transform=edge, label=legend)
             spot = (macs / unit, 0.04 + 0.04 * (number % 8))
             axes.annotate(name, spot, xycoords=edge, ha="right", va="bottom", color="0.5", fontsize=10)
         axes.set_xscale("log")

@@ -26,6 +26,7 @@ from lookupjax.interop.fixture import Params
 from lookupjax.layers.position import resize_grid
 from lookupjax.paths import named_leaves
 
+FILES = (".npz", ".safetensors")
 BOOKKEEPING = (r"(^|\.)num_batches_tracked$", r"^opt/state/")  # of the training that wrote a file: no weights
 SHOWN = 6  # names per kind in the report
 LARGEST_GRID = 128  # of a stored position table that is looked for, tokens per side
@@ -71,7 +72,7 @@ def read_weights(path: str | Path) -> Params:
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind not in (".npz", ".safetensors"):
+    if kind not in FILES:
         raise UserError(
             f"{path}: weights are read from .npz and .safetensors files; a pickled checkpoint (.pth, .bin) "
             "can run any code and is never opened: save its state dict with safetensors first"
@@ -122,6 +123,24 @@ def _stored_table(value_of: ValueOf, path: str, width: int) -> np.ndarray | None
     return None
 
 
+def stored_value(value_of: ValueOf, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """value_of(path, shape); a position table of another grid comes as it is stored.
+
+    Raises:
+      UserError, KeyError: when there is none.
+      ValueError: when it cannot take this shape.
+    """
+    try:
+        return np.asarray(value_of(path, shape))
+    except (UserError, KeyError):
+        raise
+    except ValueError:
+        table = _stored_table(value_of, path, shape[-1]) if is_position_table(path, shape) else None
+        if table is None:
+            raise
+        return table
+
+
 def gather_values(
     wanted: Mapping[str, tuple[int, ...]], value_of: ValueOf, *, pos_resize: str = "linear"
 ) -> tuple[dict[str, np.ndarray], Report]:
@@ -136,16 +155,13 @@ def gather_values(
     values, report = {}, Report()
     for path, shape in wanted.items():
         try:
-            value = np.asarray(value_of(path, shape))
+            value = stored_value(value_of, path, shape)
         except (UserError, KeyError) as error:
             report.missing[path] = str(error).strip("'\"")
             continue
         except ValueError as error:
-            table = _stored_table(value_of, path, shape[-1]) if is_position_table(path, shape) else None
-            if table is None:
-                report.missing[path] = f"not {shape}: {error}"
-                continue
-            value = table
+            report.missing[path] = f"not {shape}: {error}"
+            continue
         if value.shape != shape and is_position_table(path, shape) and value.ndim == 3:
             old, new = value.shape[:2], shape[:2]
             value = np.asarray(resize_grid(jnp.asarray(value, jnp.float32), new, method=pos_resize))
@@ -156,6 +172,12 @@ def gather_values(
         values[path] = value
         report.loaded.append(path)
     return values, report
+
+
+def unread(module: Any, params: Params) -> list[str]:
+    """Names of the file that no parameter was read from, without bookkeeping (also the adapter's own)."""
+    ignored = BOOKKEEPING + tuple(getattr(module, "BOOKKEEPING", ()))
+    return [n for n in params.unused if not any(re.search(pattern, n) for pattern in ignored)]
 
 
 def load_weights(
@@ -180,8 +202,7 @@ def load_weights(
         lambda name, shape: module.parameter(params, name, shape),
         pos_resize=pos_resize or getattr(model, "pos_resize", "linear"),
     )
-    ignored = BOOKKEEPING + tuple(getattr(module, "BOOKKEEPING", ()))
-    report.unexpected = [n for n in params.unused if not any(re.search(pattern, n) for pattern in ignored)]
+    report.unexpected = unread(module, params)
     if strict and not report.complete:
         raise UserError(f"{path}: {report}; strict=False loads what fits and leaves the rest as it is")
     new = [jnp.asarray(values.get(name, leaf), leaf.dtype) for name, leaf in leaves.items()]

@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: fine-tuning, other resolutions, other classes.
+"""Starting from the weights of another run or a published file: fine-tuning, other resolutions or classes.
 
 `config.init = {"path", "include", "exclude", "strict"}` is used when the work directory itself has no
 checkpoint. Of the parameters whose names match `include` (all, if empty) and not `exclude`:
@@ -8,24 +8,28 @@ checkpoint. Of the parameters whose names match `include` (all, if empty) and no
     found, a head of another shape    left at its initial values ("replaced")
     anything else                     an error: name it in `exclude` to train it from scratch
 
-The moving average is loaded where the other run has one, and starts the new run's own.
+The moving average is loaded where the other run has one, and starts the new run's own. A path that ends
+in .npz or .safetensors is a file of published weights, read by the model's adapter in `lookupjax.interop`.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from lookupjax.errors import UserError
+from lookupjax.interop import weights
 from lookupjax.layers.position import resize_grid
 from lookupjax.paths import check_patterns, map_named, named_leaves
 from lookupjax.training.state import TrainState
@@ -70,13 +74,18 @@ class LoadReport:
             )
 
 
-def initialise(state: TrainState, options: ConfigDict, mesh: Mesh) -> tuple[TrainState, LoadReport]:
+def initialise(
+    state: TrainState, options: ConfigDict, mesh: Mesh, model: nnx.Module
+) -> tuple[TrainState, LoadReport]:
     """`state` with what `config.init` says loaded into it.
+
+    Args:
+      model: whose state this is, abstract; its family decides how published files are read.
 
     Raises:
       UserError: when there is no such checkpoint, or it does not fit.
     """
-    directory = find_checkpoint(Path(options.path))
+    path = Path(options.path)
     target = named_leaves(state.params) | named_leaves(state.stats)
     for what in ("include", "exclude"):
         check_patterns(options[what], target, f"init.{what}")
@@ -85,7 +94,12 @@ def initialise(state: TrainState, options: ConfigDict, mesh: Mesh) -> tuple[Trai
         included = not options.include or any(re.search(p, name) for p in options.include)
         return included and not any(re.search(p, name) for p in options.exclude)
 
-    values, report = fit(target, read_weights(directory, target, wanted, mesh), wanted, str(directory.parent))
+    if path.suffix in weights.FILES:
+        source, where = read_file(path, target, wanted, model), str(path)
+    else:
+        directory = find_checkpoint(path)
+        source, where = read_weights(directory, target, wanted, mesh), str(directory.parent)
+    values, report = fit(target, source, wanted, where)
     report.check(options.strict)
     params = map_named(lambda n, x: values.get(n, x), state.params)
     stats = map_named(lambda n, x: values.get(n, x), state.stats)
@@ -93,6 +107,25 @@ def initialise(state: TrainState, options: ConfigDict, mesh: Mesh) -> tuple[Trai
     if state.ema is not None:
         ema = map_named(lambda n, x: jnp.copy(values[n]) if n in values else x, state.ema)
     return replace(state, params=params, stats=stats, ema=ema), report
+
+
+def read_file(
+    path: Path, target: Mapping[str, jax.Array], wanted: Callable[[str], bool], model: nnx.Module
+) -> dict[str, Any]:
+    """{our name: array} of a published file, and under their own names the arrays that nothing reads.
+
+    Raises:
+      UserError: for an unreadable file, or a model whose family has no adapter.
+    """
+    module, params, found = weights.adapter(model), weights.read_weights(path), {}
+    for name, x in target.items():
+        try:
+            value = weights.stored_value(partial(module.parameter, params), name, x.shape)
+        except (KeyError, ValueError):  # also UserError: missing, which `fit` reports
+            continue
+        if wanted(name):
+            found[name] = jax.device_put(value, x.sharding) if value.shape == x.shape else jnp.asarray(value)
+    return {name: params.arrays[name] for name in weights.unread(module, params)} | found
 
 
 def find_checkpoint(path: Path) -> Path:

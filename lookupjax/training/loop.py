@@ -122,7 +122,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
             reporter.line(f"resuming at step {start}")
         elif config.init.path:
             with watch.timed("start-up"):
-                state, report = initialise(state, config.init, mesh)
+                state, report = initialise(state, config.init, mesh, experiment.abstract_model)
             for line in report.lines():
                 reporter.line(line)
 

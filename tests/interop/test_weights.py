@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 from scipy.ndimage import zoom
 from scipy.special import erf, softmax
 
 from lookupjax import create_model
 from lookupjax.analysis.counts import count_products, trace_model
+from lookupjax.config import default_config
 from lookupjax.errors import UserError
 from lookupjax.interop import vit
 from lookupjax.interop.weights import load_weights, read_weights
 from lookupjax.layers.position import resize_grid
+from lookupjax.training.experiment import Experiment, resolve
+from lookupjax.training.init import initialise
+from lookupjax.training.sharding import make_mesh
 
 DIM, HEADS, DEPTH, PATCH, CLASSES, GRID = 32, 2, 2, 4, 5, (3, 3)
 OPTIONS = dict(
@@ -450,3 +455,33 @@ def test_resolutions_of_published_models():
 def test_the_formula_of_products(options):
     model = nnx.eval_shape(lambda: create_model("vit_mu", **OPTIONS | options))
     assert model.macs((46, 50)) == count_products(trace_model(model, (46, 50)))
+
+
+def test_a_training_starts_from_a_file(tmp_path):
+    """ViT and LookupViT, other positions and head; what a ViT does not have must be excluded by name."""
+    path = saved(google_file() | {"stray": np.zeros(3)}, tmp_path / "a.npz")
+    config = default_config()
+    shape = dict(dim=DIM, depth=DEPTH, num_heads=HEADS, patch=(PATCH, PATCH), pos_grid=(4, 4))
+    config.model = ConfigDict(dict(name="vit_mu", **shape))
+    config.data.dir, config.ema, config.init.path = str(tmp_path / "data"), 0.9, str(path)
+    experiment = Experiment(resolve(config), make_mesh(config.mesh))
+    before = experiment.create_state()
+    state, report = initialise(before, config.init, experiment.mesh, experiment.abstract_model)
+    source = create_model("vit_mu", **OPTIONS, weights=path, strict=False)
+    np.testing.assert_array_equal(state.params["embed"]["kernel"], source.embed.kernel[...])
+    np.testing.assert_array_equal(state.ema["embed"]["kernel"], source.embed.kernel[...])
+    np.testing.assert_array_equal(state.params["head"]["kernel"], before.params["head"]["kernel"])
+    assert report.resized == ["pos 3x3x32 -> 4x4x32"] and report.unexpected == ["stray"]
+    assert len(report.replaced) == 2 and not report.missing
+
+    config.model = ConfigDict(dict(name="lookupvit_mu", compressed=(2, 2), **shape))
+    experiment = Experiment(resolve(config), make_mesh(config.mesh))
+    state = experiment.create_state()
+    with pytest.raises(UserError, match=r"config\.init does not fit"):
+        initialise(state, config.init, experiment.mesh, experiment.abstract_model)
+    config.init.exclude = ("/cross/", "lookup_", "final_norm_l")
+    state, report = initialise(state, config.init, experiment.mesh, experiment.abstract_model)
+    np.testing.assert_array_equal(
+        state.params["blocks"][0]["attn"]["q"]["kernel"], source.blocks[0].attn.q.kernel[...]
+    )
+    assert len(report.replaced) == 4

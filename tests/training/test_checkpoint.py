@@ -90,7 +90,7 @@ def source(tmp_path_factory):
 def start_from(source, model=(), mesh=(2, 2, 2), **init):
     exp = experiment(mesh, model=TINY | dict(model), init=dict(path=str(source)) | init)
     before = state_of(exp)
-    state, report = initialise(before, exp.config.init, exp.mesh)
+    state, report = initialise(before, exp.config.init, exp.mesh, exp.abstract_model)
     return before, state, report, exp
 
 
