@@ -12,7 +12,7 @@ from flax import nnx
 
 from lookupjax.analysis.counts import count_params, count_products, trace_model
 from lookupjax.grids import format_grid
-from lookupjax.models import MODULES, create_model, nominal_options
+from lookupjax.models import MODULES, create_model, model_options, nominal_options
 
 ROOT = Path(__file__).parent.parent
 HEAD = """\
@@ -35,7 +35,8 @@ def fixtures(name: str) -> list[str]:
 
 def row(name: str, published) -> str:
     model = nnx.eval_shape(lambda: create_model(name, **nominal_options(name)))
-    macs = count_products(trace_model(model, published.size)) / 1e9
+    channels = model_options(name).get("channels", 3)
+    macs = count_products(trace_model(model, published.size, channels)) / 1e9
     theirs = "" if published.gmacs is None else f"{published.gmacs:g}"
     if published.gmacs_extra:
         theirs += f" + {published.gmacs_extra:g}"

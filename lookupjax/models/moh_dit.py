@@ -50,15 +50,20 @@ VARIANTS: dict[str, dict] = {
     "s2_75": S | dict(shared=each((2, 2), (3, 8), (6, 2)), routed=each((1, 6), (2, 4), (0, 2))),
 }
 INPUT_SIZE = {name: options.get("size", (32, 32)) for name, options in VARIANTS.items()}
-REPO, FROZEN = "SkyworkAI/MoH: measured", "the reference also counts the fixed position table, {:,} numbers"
+REPO = "SkyworkAI/MoH: measured"
+FROZEN = "latents of 256-pixel images; the reference also counts the fixed position table, {:,} numbers"
 PUBLISHED = {
-    "xl2_90": Published(params=675_666_464 - 294_912, source=REPO, note=FROZEN.format(294_912)),
-    "xl2_75": Published(params=675_689_504 - 294_912, source=REPO, note=FROZEN.format(294_912)),
-    "l2_90": Published(params=458_512_416 - 262_144, source=REPO, note=FROZEN.format(262_144)),
-    "b2_90": Published(params=130_638_368 - 196_608, source=REPO, note=FROZEN.format(196_608)),
-    "b2_75": Published(params=130_638_368 - 196_608, source=REPO, note=FROZEN.format(196_608)),
-    "s2_90": Published(params=32_997_152 - 98_304, source=REPO, note=FROZEN.format(98_304)),
-    "s2_75": Published(params=32_998_688 - 98_304, source=REPO, note=FROZEN.format(98_304)),
+    "xl2_90": Published(
+        size=(32, 32), params=675_666_464 - 294_912, source=REPO, note=FROZEN.format(294_912)
+    ),
+    "xl2_75": Published(
+        size=(32, 32), params=675_689_504 - 294_912, source=REPO, note=FROZEN.format(294_912)
+    ),
+    "l2_90": Published(size=(32, 32), params=458_512_416 - 262_144, source=REPO, note=FROZEN.format(262_144)),
+    "b2_90": Published(size=(32, 32), params=130_638_368 - 196_608, source=REPO, note=FROZEN.format(196_608)),
+    "b2_75": Published(size=(32, 32), params=130_638_368 - 196_608, source=REPO, note=FROZEN.format(196_608)),
+    "s2_90": Published(size=(32, 32), params=32_997_152 - 98_304, source=REPO, note=FROZEN.format(98_304)),
+    "s2_75": Published(size=(32, 32), params=32_998_688 - 98_304, source=REPO, note=FROZEN.format(98_304)),
 }
 
 
