@@ -94,6 +94,17 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
                 yield item
 
 
+def largest_array(traced: jax.stages.Traced) -> int:
+    """Bytes of the largest array that any step of `jax.jit(f).trace(...)` produces, fused or not."""
+    return _largest(traced.jaxpr.jaxpr)
+
+
+def _largest(jaxpr: Jaxpr) -> int:
+    own = [v.aval.size * v.aval.dtype.itemsize for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [_largest(body) for eqn in jaxpr.eqns for body in _inner_jaxprs(eqn.params)]
+    return max(own + inner, default=0)
+
+
 def xla_flops(traced: jax.stages.Traced) -> float:
     """Floating-point operations by XLA's cost analysis of the lowered program, before compilation.
 
