@@ -6,10 +6,9 @@
 Argument: variant (t, s, b) on ImageNet-1K, or "digits": the real handwritten digits beside a plain DaViT of
 the same width (two minutes on two free CPU cores); "smoke" (a minute, anywhere). Default t.
 
-Every step draws one of the compressed grids. The ImageNet recipe is DaViT's (configs/zoo/davit.py). Nothing is
-published to compare with; the criterion is DaViT's accuracy (82.8 % for t) at two thirds of its compute. GMACs
-at 224 pixels with 3x3, 5x5, 7x7 compressed tokens: t 2.19, 2.58, 2.98 (DaViT 4.52); s 2.78, 3.64, 4.41 (8.77);
-b 4.87, 6.39, 7.72 (15.47). Parameters: 24.2, 41.1, 72.3 M (28.4, 49.7, 88.0). Meant for 8 GPUs of 32 GB.
+Every step draws one of the compressed grids. The ImageNet recipe is DaViT's (configs/zoo/davit.py). Nothing
+is published to compare with; the criterion is DaViT's accuracy (82.8 % for t) at two thirds of its compute
+(counts: docs/models.md). Meant for 8 GPUs of 32 GB.
 """
 
 from ml_collections import ConfigDict

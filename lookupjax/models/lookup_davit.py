@@ -28,7 +28,9 @@ from lookupjax.layers.regularise import drop_path_rates
 from lookupjax.models.davit import VARIANTS as DAVIT
 from lookupjax.models.davit import Merge, PositionConv, Stage, Stem
 from lookupjax.models.lookupvit import LookupBlock
+from lookupjax.models.published import Published
 
+NOTE = "5x5 compressed tokens"
 VARIANTS: dict[str, dict] = {
     "mu": DAVIT["mu"] | dict(lookup_stages=1, compressed=(3, 3)),  # the smallest, for tests
     "t": DAVIT["t"],
@@ -36,6 +38,14 @@ VARIANTS: dict[str, dict] = {
     "b": DAVIT["b"],
 }
 INPUT_SIZE = {"mu": (32, 32)}
+PUBLISHED = {
+    name: Published(params=params, gmacs=gmacs, source="ours: counted, nothing is published", note=NOTE)
+    for name, params, gmacs in (
+        ("t", 24_220_304, 2.578),
+        ("s", 41_128_208, 3.644),
+        ("b", 72_335_056, 6.389),
+    )
+}
 
 Grid = tuple[int, ...]
 
