@@ -39,11 +39,17 @@ def images(name: str) -> np.ndarray:
 
 @cache
 def state(name: str):
-    model = create_model(f"{name}_mu", num_classes=CLASSES, rngs=Keys(1))
-    graphdef, params, stats = split_model(model)
+    key = jax.random.key(1, impl="unsafe_rbg")  # one instruction a draw; threefry takes long to compile
+
+    def make():
+        return create_model(f"{name}_mu", num_classes=CLASSES, rngs=Keys(key))
+
+    graphdef, _, _ = split_model(nnx.eval_shape(make))
+    params, stats = jax.jit(lambda: split_model(make())[1:])()
     # heads that start at zero would hide everything before them
     params = jax.tree.map(
-        lambda p: p if np.any(p) else 0.02 * jax.random.normal(jax.random.key(p.size), p.shape), params
+        lambda p: p if np.any(p) else np.random.default_rng(p.size).normal(0, 0.02, p.shape).astype(p.dtype),
+        params,
     )
     return graphdef, params, stats
 
@@ -89,7 +95,7 @@ def test_sharded_over_8_devices_and_in_bfloat16(name):
     graphdef, params, stats = state(name)
     mesh = make_mesh(ConfigDict(dict(data=1, fsdp=8, model=1)))
     half, _, _ = split_model(
-        create_model(f"{name}_mu", num_classes=CLASSES, dtype=jnp.bfloat16, rngs=Keys(1))
+        nnx.eval_shape(lambda: create_model(f"{name}_mu", num_classes=CLASSES, dtype=jnp.bfloat16))
     )
 
     def logits(graphdef, params, stats, x):

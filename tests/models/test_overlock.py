@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filled import filled
 from flax import nnx
 
 from lookupjax import create_model
@@ -14,15 +15,6 @@ from lookupjax.layers.rngs import Keys
 from lookupjax.tasks import create_task
 
 
-def shaken(model: nnx.Module) -> nnx.Module:
-    """The model with statistics and zero parameters that are not trivial."""
-    graphdef, state = nnx.split(model)
-    leaves, tree = jax.tree.flatten(state)
-    random = np.random.default_rng(0)
-    leaves = [x + 0.2 * random.uniform(0, 1, x.shape).astype(x.dtype) for x in leaves]
-    return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
-
-
 @jax.jit
 def logits(model: nnx.Module, x: jax.Array) -> jax.Array:
     return model(x)["logits"]
@@ -30,7 +22,7 @@ def logits(model: nnx.Module, x: jax.Array) -> jax.Array:
 
 def test_merged_model_has_equal_outputs_and_the_tree_of_a_merged_one():
     options = dict(num_classes=5, kernels=(7, 5, 5, 5))
-    model = shaken(create_model("overlock_mu", **options))
+    model = filled(lambda: create_model("overlock_mu", **options))
     x = jax.random.normal(jax.random.key(0), (2, 96, 64, 3))
     merged = merge_branches(model)
     before, after = logits(model, x), logits(merged, x)
@@ -43,7 +35,7 @@ def test_merged_model_has_equal_outputs_and_the_tree_of_a_merged_one():
 
 @pytest.mark.parametrize("kernel", [9, 19])
 def test_every_kernel_merges(kernel):
-    large = shaken(DilatedReparam(2, kernel, rngs=Keys(0)))
+    large = filled(lambda: DilatedReparam(2, kernel, rngs=Keys(0)))
     x = jax.random.normal(jax.random.key(0), (1, 6, 23, 2))
     np.testing.assert_allclose(large.merge()(x), large(x), atol=1e-4)
     assert large.merge().merge().conv is not None
@@ -68,7 +60,7 @@ def test_windows_shift_at_borders_and_biases_follow():
 
 
 def test_auxiliary_head_is_trained_with_its_weight():
-    model = create_model("overlock_mu", num_classes=3)
+    model = nnx.eval_shape(lambda: create_model("overlock_mu", num_classes=3))
     task = create_task({}, model)
     outputs = {"logits": jnp.zeros((2, 3)), "logits_aux": jnp.eye(3)[:2] * 5}
     loss, figures = task.loss(outputs, {"label": jnp.array([0, 1])})
