@@ -40,12 +40,12 @@ def default_config() -> ConfigDict:
             eval_batch_size=256,
             steps=1000,
             optimizer=dict(
-                name="adamw",  # "adam" (weight decay in the gradient), "sgd"
+                name="adamw",  # "adam" (weight decay in the gradient), "sgd", "lars"
                 learning_rate=1e-3,  # peak
                 b1=0.9,
                 b2=0.999,
                 eps=1e-8,
-                momentum=0.9,  # of sgd
+                momentum=0.9,  # of sgd and lars
                 weight_decay=0.0,  # decoupled, times the learning rate (but see adam)
                 decay=(("kernel$", 1.0),),  # (pattern, factor): what decays, and how much
                 clip_norm=1.0,  # global norm; 0 for none
@@ -79,7 +79,7 @@ def default_config() -> ConfigDict:
                 keep_best=1,
             ),
             # what to start from when the work directory has no checkpoint, see lookupjax.training.init
-            init=dict(path="", include=(), exclude=(), strict=False),
+            init=dict(path="", module="", include=(), exclude=(), strict=False),
             profile=dict(after=10, steps=0),  # trace so many steps into workdir/profile, after the first ...
             check_nans=False,  # name the operation that made the first NaN; slow
             # {name: changes to this config}: further runs, in workdir/baselines/name

@@ -1,7 +1,8 @@
 """Starting from the weights of another run or a published file: fine-tuning, other resolutions or classes.
 
-`config.init = {"path", "include", "exclude", "strict"}` is used when the work directory itself has no
-checkpoint. Of the parameters whose names match `include` (all, if empty) and not `exclude`:
+`config.init = {"path", "module", "include", "exclude", "strict"}` is used when the work directory itself has
+no checkpoint. `module` is the part of the model that the weights are for, such as "backbone": its parameters
+alone are loaded, under the names they have inside it. Of those whose names match `include` (all, if empty) and not `exclude`:
 
     found with the same shape         loaded
     found, a position table           resized to the new grid
@@ -80,13 +81,16 @@ def initialise(
     """`state` with what `config.init` says loaded into it.
 
     Args:
-      model: whose state this is, abstract; its family decides how published files are read.
+      model: whose state this is, abstract; its family (that of `module`) decides how published files are read.
 
     Raises:
-      UserError: when there is no such checkpoint, or it does not fit.
+      UserError: when there is no such checkpoint or part of the model, or they do not fit.
     """
-    path = Path(options.path)
-    target = named_leaves(state.params) | named_leaves(state.stats)
+    path, part = Path(options.path), f"{options.module}/" if options.module else ""
+    everything = named_leaves(state.params) | named_leaves(state.stats)
+    target = {name.removeprefix(part): x for name, x in everything.items() if name.startswith(part)}
+    if not target:
+        raise UserError(f"config.init.module={options.module!r} is no part of this model")
     for what in ("include", "exclude"):
         check_patterns(options[what], target, f"init.{what}")
 
@@ -95,12 +99,14 @@ def initialise(
         return included and not any(re.search(p, name) for p in options.exclude)
 
     if path.suffix in weights.FILES:
-        source, where = read_file(path, target, wanted, model), str(path)
+        module = getattr(model, options.module) if part else model
+        source, where = read_file(path, target, wanted, module), str(path)
     else:
         directory = find_checkpoint(path)
         source, where = read_weights(directory, target, wanted, mesh), str(directory.parent)
     values, report = fit(target, source, wanted, where)
     report.check(options.strict)
+    values = {f"{part}{name}": x for name, x in values.items()}
     params = map_named(lambda n, x: values.get(n, x), state.params)
     stats = map_named(lambda n, x: values.get(n, x), state.stats)
     ema = None

@@ -13,7 +13,8 @@ from lookupjax.errors import UserError, nearest
 from lookupjax.paths import check_patterns, map_named, named_leaves
 
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant", "knots")
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
+TRUST = 0.001  # of LARS
 
 
 def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule:
@@ -87,7 +88,9 @@ def _scale(factors: Any) -> optax.GradientTransformation:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
     """clip -> Adam or momentum -> decoupled weight decay -> layer decay -> -learning rate.
 
-    "adam" is "adamw" with the weight decay added to the gradient, before Adam (PyTorch's Adam).
+    "adam" is "adamw" with the weight decay added to the gradient, before Adam (PyTorch's Adam). "lars"
+    (arXiv 1708.03888): weight decay in the gradient g, then g *= 0.001 |w| / |g| for every array w of more
+    than one axis (where both are not zero), then momentum.
 
     Args:
       config: the `optimizer` part of the config; `decay` lists (pattern, factor of weight_decay).
@@ -112,6 +115,10 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
         )
     if config.name == "sgd":
         parts += [optax.trace(decay=config.momentum), *decay]
+    elif config.name == "lars":
+        several = jax.tree.map(lambda p: len(p.shape) > 1, params)
+        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), several)
+        parts += [*decay, trust, optax.trace(decay=config.momentum)]
     else:
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
         parts += [*decay, adam] if config.name == "adam" else [adam, *decay]

@@ -1,5 +1,7 @@
 """Checkpoints across meshes, the best one kept, starting from another run's weights."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.config import apply_changes, default_config
 from lookupjax.errors import UserError
+from lookupjax.paths import named_leaves
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment
 from lookupjax.training.init import initialise, resize_table, table_grids
@@ -125,6 +128,31 @@ def test_patterns_choose_and_strictness_complains(source):
         start_from(workdir, dict(num_classes=7), strict=True)
     with pytest.raises(UserError, match="holds no checkpoint"):
         start_from(workdir / "nothing")
+
+
+def test_a_part_of_the_model_starts_from_a_run_or_a_file(source, tmp_path):
+    """The backbone of a probe, as `configs/probe.py` loads it."""
+    workdir, theirs = source
+    backbone = {k: v for k, v in TINY.items() if k != "name"}
+    probe = dict(name="probe_mu", backbone="lookupvit_mu", backbone_options=backbone, num_classes=5)
+    changes = dict(model=probe, frozen=("^backbone/",))
+    exp = experiment(**changes, init=dict(path=str(workdir), module="backbone"))
+    before = state_of(exp)
+    state, report = initialise(before, exp.config.init, exp.mesh, exp.abstract_model)
+    assert_equal(state.params["backbone"], theirs.ema)
+    assert_equal(state.params["pool"], before.params["pool"])
+    assert not report.missing + report.unexpected + report.replaced
+
+    names = {re.sub(r"^blocks/(\d+)/", r"block_\1/", n): x for n, x in named_leaves(theirs.ema).items()}
+    names = {re.sub(r"_norm/norm/", "_norm/", n.replace("/cross/", "/")): x for n, x in names.items()}
+    np.savez(tmp_path / "weights.npz", **jax.device_get(names))
+    exp = experiment(**changes, init=dict(path=str(tmp_path / "weights.npz"), module="backbone"))
+    state, report = initialise(before, exp.config.init, exp.mesh, exp.abstract_model)
+    assert_equal(state.params["backbone"], theirs.ema)
+    with pytest.raises(UserError, match="module='backbon' is no part"):
+        options = exp.config.init.copy_and_resolve_references()
+        options.module = "backbon"
+        initialise(before, options, exp.mesh, exp.abstract_model)
 
 
 def test_flat_position_tables_keep_the_class_token():

@@ -107,3 +107,22 @@ def test_adam_puts_weight_decay_into_the_gradient():
         adam = optax.scale_by_adam()
         expected, _ = adam.update({"w": gradient["w"] + 0.1 * params["w"]}, adam.init(params))
     np.testing.assert_allclose(update["w"], -expected["w"], rtol=1e-6)
+
+
+def test_lars_scales_arrays_but_not_vectors():
+    """Two steps by the formula: g *= 0.001 |w| / |g|, mu = 0.9 mu + g, w -= lr mu."""
+    config = default_config().optimizer
+    config.update(dict(name="lars", weight_decay=0.0, clip_norm=0.0))
+    params = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([3.0, 4.0])}
+    grads = jax.tree.map(lambda p: jnp.ones_like(p), params)
+    optimizer = make_optimizer(config, lambda _: 10.0, params)
+    expected, momenta = jax.device_get(params), {"kernel": 0.0, "bias": 0.0}
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        trust = 0.001 * np.linalg.norm(expected["kernel"]) / np.sqrt(2)
+        for name, factor in (("kernel", trust), ("bias", 1.0)):
+            momenta[name] = 0.9 * momenta[name] + factor
+            expected[name] = expected[name] - 10.0 * momenta[name]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, expected)

@@ -1,0 +1,58 @@
+"""Budgeted early exit: thresholds, the evaluator, and batches whose results do not change by shrinking."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lookupjax.analysis.batched_exit import BatchedExits
+from lookupjax.analysis.early_exit import exit_shares, exit_taken, find_thresholds, within_budget
+from lookupjax.config import default_config
+from lookupjax.evaluation import create_evaluators, run_evaluators
+from lookupjax.models.dynperceiver import EXITS
+from lookupjax.training.experiment import Experiment, resolve
+from lookupjax.training.sharding import make_mesh
+from lookupjax.training.state import merge_model
+
+
+def test_shares_and_thresholds():
+    shares = exit_shares(4)
+    assert shares.shape == (33, 4)
+    np.testing.assert_allclose(shares.sum(1), 1.0, rtol=1e-6)
+    assert (np.diff(shares[:, 0]) <= 0).all() and (np.diff(shares[:, 3]) >= 0).all()
+    confidence = np.random.default_rng(0).random((4, 1000), np.float32)
+    limits = find_thresholds(confidence, shares[10])
+    counts = np.bincount(exit_taken(confidence, limits), minlength=4)
+    np.testing.assert_allclose(counts / 1000, shares[10], atol=2e-3)
+
+
+def test_a_budget_takes_the_most_accurate_row_it_can_pay():
+    assert within_budget([1, 2, 3, 4], [0.5, 0.8, 0.7, 0.9], 3.5) == 1
+    assert within_budget([1, 2], [0.5, 0.8], 0.5) == 0
+
+
+def test_evaluator_and_batched_exits(tmp_path):
+    config = default_config()
+    config.model = ConfigDict(dict(name="dynperceiver_mu"))
+    config.task = ConfigDict(dict(name="early_exit"))
+    config.data.channels, config.data.dir = 1, str(tmp_path)
+    config.data.eval_split, config.eval_batch_size = "test[:80]", 40
+    config.data.eval_transforms = (dict(name="resize", size=(32, 32)), dict(name="normalize"))
+    experiment = Experiment(resolve(config), make_mesh(config.mesh))
+    state = experiment.create_state()
+    context = experiment.context(experiment.calls(), tmp_path / "pictures")
+    specs = {"budget": {"type": "budget", "budgets": (0.6,), "measure": 16}}
+    results = run_evaluators(create_evaluators(specs, context), state.params, state.stats)[""]
+    assert results["budget/examples"] == 40 and results["budget/budget_60/images_per_s"] > 0
+    assert results["budget/budget_60/gmacs"] < results["budget/whole/gmacs"]
+    assert {p.name for p in (tmp_path / "pictures" / "budget").iterdir()} == {"curve.md", "curve.png"}
+
+    model = merge_model(experiment.graphdef, state.params, state.stats)
+    images = np.concatenate([batch["image"] for batch in context.batches()])[:77]
+    outputs = jax.jit(model)(images)
+    probabilities = np.stack([jax.nn.softmax(outputs[name]) for name in EXITS])
+    confidence = probabilities.max(-1)
+    limits = find_thresholds(confidence, np.float32([0.3, 0.3, 0.2, 0.2])) - np.float32(1e-6)
+    predicted, taken = BatchedExits(model, limits, 16)(images)
+    np.testing.assert_array_equal(taken, exit_taken(confidence, limits))
+    np.testing.assert_array_equal(predicted, probabilities.argmax(-1)[taken, np.arange(77)])
+    assert set(taken) == {0, 1, 2, 3}
