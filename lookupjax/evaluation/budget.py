@@ -56,18 +56,19 @@ class Row(NamedTuple):
     judged: tuple[float, float]
 
 
-def exit_costs(model: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+def exit_costs(model: nnx.Module, shape: tuple[int, ...]) -> tuple[float, ...]:
     """Multiply-accumulates of one image of `shape` (h, w, c) until each exit."""
     graphdef, state = nnx.split(model)
 
-    def until(exit: int) -> int:
+    def until(exit: int) -> float:
         def run(state: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
             carry: tuple[Array, ...] = (images,)
             for i in range(exit + 1):
                 logits, carry = nnx.merge(graphdef, state, copy=True).run_segment(i, carry)
             return logits
 
-        return count_products(jax.jit(run).trace(state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)))
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        return float(count_products(jax.jit(run).trace(state, image)))
 
     return tuple(until(exit) for exit in range(len(model.loss_heads)))
 

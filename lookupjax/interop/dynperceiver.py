@@ -15,6 +15,7 @@ from lookupjax.analysis.early_exit import (
     find_thresholds,
 )
 from lookupjax.interop.fixture import Fixture, fill, tuples
+from lookupjax.interop.regnet import block_path
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
 from lookupjax.models.dynperceiver import EXITS, DynPerceiver
 from lookupjax.tasks.early_exit import EarlyExit
@@ -33,8 +34,6 @@ OPTIONS = {  # reference argument -> ours
 }
 PLACES = (  # (our path, the reference's)
     (r"cnn/stem/", "cnn_stem/"),
-    (r"cnn/stages/(\d+)/(\d+)/shortcut/", "cnn_body/block{0+}/block{0+}-{1}/proj/"),
-    (r"cnn/stages/(\d+)/(\d+)/", "cnn_body/block{0+}/block{0+}-{1}/f/"),
     (r"x2z/(\d+)/dwc/", "dwc{0+}_x2z/"),
     (r"x2z/(\d+)/cross/", "cross_att{0+}_x2z/"),
     (r"z2x/(\d+)/cross/", "cross_att{0++}_z2x/"),
@@ -68,6 +67,8 @@ PARTS = {  # of a layer
 
 def reference_path(path: str) -> str:
     """Our path with the reference's modules, still ending in our kind of leaf."""
+    if path.startswith("cnn/stages/"):
+        return block_path(path.removeprefix("cnn/"), "cnn_body")
     for pattern, template in PLACES:
         match = re.match(pattern, path)
         if match:
@@ -131,6 +132,7 @@ def losses(fixture: Fixture) -> dict[str, jax.Array]:
 def thresholds(fixture: Fixture) -> dict[str, jax.Array]:
     """Exit shares, thresholds found on the validation probabilities, accuracy and cost on both splits."""
     x, costs = fixture.inputs, fixture.config["flops"]
+    costs = [float(cost) for cost in costs]
     shares = exit_shares(len(costs))[list(fixture.config["distribution_index"])]
     val, test = (confidence_and_hits(x[f"{s}_probs"], x[f"{s}_target"]) for s in ("val", "test"))
     rows = []

@@ -2,7 +2,8 @@
 
 `config.init = {"path", "module", "include", "exclude", "strict"}` is used when the work directory itself has
 no checkpoint. `module` is the part of the model that the weights are for, such as "backbone": its parameters
-alone are loaded, under the names they have inside it. Of those whose names match `include` (all, if empty) and not `exclude`:
+alone are loaded, under the names they have inside it. Of those whose names match `include` (all, if empty)
+and not `exclude`:
 
     found with the same shape         loaded
     found, a position table           resized to the new grid
@@ -81,7 +82,7 @@ def initialise(
     """`state` with what `config.init` says loaded into it.
 
     Args:
-      model: whose state this is, abstract; its family (that of `module`) decides how published files are read.
+      model: whose state this is, abstract; its family (or its part's) decides how published files are read.
 
     Raises:
       UserError: when there is no such checkpoint or part of the model, or they do not fit.

@@ -26,8 +26,8 @@ def test_shares_and_thresholds():
 
 
 def test_a_budget_takes_the_most_accurate_row_it_can_pay():
-    assert within_budget([1, 2, 3, 4], [0.5, 0.8, 0.7, 0.9], 3.5) == 1
-    assert within_budget([1, 2], [0.5, 0.8], 0.5) == 0
+    assert within_budget([1.0, 2.0, 3.0, 4.0], [0.5, 0.8, 0.7, 0.9], 3.5) == 1
+    assert within_budget([1.0, 2.0], [0.5, 0.8], 0.5) == 0
 
 
 def test_evaluator_and_batched_exits(tmp_path):
