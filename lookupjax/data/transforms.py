@@ -24,11 +24,10 @@ import numpy as np
 from lookupjax.data import colour
 from lookupjax.data.rand_augment import RandAugment
 from lookupjax.data.resize import (
-    ANTIALIASED,
     Image,
-    antialiased_window,
     check_interpolation,
     resize_image,
+    resize_window,
     with_channels,
 )
 from lookupjax.errors import UserError, nearest
@@ -107,8 +106,8 @@ class CentreCrop:
         if self.crop_pct is not None:
             whole = short_side_size(whole, math.floor(max(self.size) / self.crop_pct + 1e-6))
         top, left = round((whole[0] - height) / 2), round((whole[1] - width) / 2)
-        if self.crop_pct is not None and self.interpolation in ANTIALIASED and top >= 0 and left >= 0:
-            return antialiased_window(image, whole, top, left, self.size, self.interpolation)
+        if self.crop_pct is not None and top >= 0 and left >= 0:
+            return resize_window(image, whole, (top, left), self.size, self.interpolation)
         image = resize_image(image, whole, self.interpolation)
         above, before = max(-top, 0), max(-left, 0)
         if above or before:
@@ -329,10 +328,13 @@ class Normalize:
     std: tuple[float, ...] | float = 0.5
 
     def __call__(self, image: Image) -> Image:
-        values = np.arange(256, dtype=np.float32)[:, None] * np.float32(1 / 255)
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        table = np.broadcast_to((values - mean) / std, (256, image.shape[2]))
-        return with_channels(cv2.LUT(image, np.ascontiguousarray(table)[None]))
+        height, width, channels = image.shape
+        rows = image.reshape(height, width * channels).astype(np.float32)  # long rows: numpy's fast path
+        rows *= np.float32(1 / 255)
+        for operate, values in ((np.subtract, self.mean), (np.divide, self.std)):
+            per_channel = np.broadcast_to(np.asarray(values, np.float32), (channels,))
+            operate(rows, np.tile(per_channel, width), out=rows)
+        return rows.reshape(image.shape)
 
 
 TRANSFORMS = {

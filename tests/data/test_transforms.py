@@ -138,13 +138,25 @@ def test_crop_statistics():
     assert crop.box(100, 1000, random) == (0, 433, 100, 133)
 
 
-@pytest.mark.parametrize("name, how", [("bilinear", Pillow.BILINEAR), ("bicubic", Pillow.BICUBIC)])
+def resize_matrix(n_in: int, n_out: int, bicubic: bool) -> np.ndarray:
+    """The definition: kernel k((j - c_i) / s), c_i = (i + 0.5) r - 0.5, r = n_in / n_out, s = max(r, 1)."""
+    ratio = n_in / n_out
+    x = np.abs(np.arange(n_in)[None] - ((np.arange(n_out)[:, None] + 0.5) * ratio - 0.5)) / max(ratio, 1.0)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2  # Keys, a = -1/2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0)) if bicubic else np.maximum(0, 1 - x)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(23, 31), (90, 100), (20, 130)])
-def test_antialiased_resizing_is_pillows(name, how, size):
-    image = photo()
-    theirs = np.asarray(Pillow.fromarray(image).resize(size[::-1], how)).astype(int)
-    off = np.abs(resize_image(image, size, name).astype(int) - theirs)
-    assert off.max() <= 2 and (off > 1).mean() < 1e-3  # Pillow rounds between its two passes, in fixed point
+@pytest.mark.parametrize("channels", [1, 3])
+def test_antialiased_resizing_is_the_definition(name, size, channels):
+    image = photo(channels=channels)
+    rows, columns = (resize_matrix(n, m, name == "bicubic") for n, m in zip(image.shape, size))
+    exact = np.clip(np.einsum("oh,pw,hwc->opc", rows, columns, image), 0, 255)
+    ours = resize_image(image, size, name)
+    assert ours.shape == (*size, channels)
+    assert np.abs(ours - exact).max() <= 2.0  # Pillow rounds between its two passes
 
 
 @pytest.mark.parametrize("interpolation", ["auto", "bicubic"])
@@ -155,7 +167,8 @@ def test_centre_crop_is_resize_then_crop(interpolation, shape):
     whole = ResizeShortSide(32, interpolation)(image)
     assert min(whole.shape[:2]) == 32
     top, left = round((whole.shape[0] - 28) / 2), round((whole.shape[1] - 28) / 2)
-    np.testing.assert_array_equal(ours, whole[top : top + 28, left : left + 28])
+    off = np.abs(ours.astype(int) - whole[top : top + 28, left : left + 28])
+    assert off.max() <= 1 and (off > 0).mean() < 0.02  # Pillow computes the window alone
 
 
 def test_centre_crop_pads_small_images():
