@@ -30,7 +30,7 @@ def photograph(seed: int) -> bytes:
     rng, image = np.random.default_rng(seed), np.full((375, 500, 3), 128.0)
     for scale in (2, 4, 8, 16, 32, 64):
         noise = rng.normal(size=(375 // scale + 2, 500 // scale + 2, 3))
-        image += 7.5 * scale**0.4 * cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
+        image += 10.0 * scale**0.3 * cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC)
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 94])[1].tobytes()
 

@@ -21,12 +21,11 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from lookupjax.data.sources import Source, open_source
-from lookupjax.data.transforms import apply_example, build_transforms, decode_image
+from lookupjax.data.transforms import apply_example, build_transforms, decode_image, split_normalize
 from lookupjax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
-AUGMENTATION = 1 << 64  # where augmentation's random numbers begin, apart from the permutations
 LOOK_AHEAD = 100  # records tried in place of an unreadable one
 
 cv2.setNumThreads(0)  # the loader's own threads and workers use the cores
@@ -174,7 +173,7 @@ class TrainBatches:
         epoch, index = divmod(number * distinct + place % distinct, len(self.source))
         example = self.source[int(permutation(self.seed, epoch, len(self.source))[index])]
         position = number * self.batch_size + place
-        random = np.random.Generator(np.random.Philox(key=[self.seed, position], counter=AUGMENTATION))
+        random = np.random.default_rng([self.seed, position])
         return apply_example(self.transforms, example, random)
 
 
@@ -215,6 +214,8 @@ def train_iterator(
 ) -> TrainIterator:
     """An endless iterator of this process's {"image": (b, h, w, c), "label": (b,) int32, ...}.
 
+    A Normalize at the end of `config.train_transforms` is left to the training step: images are uint8 then.
+
     `get_state()` and `set_state(...)` give and set its position.
     """
     local = _local_size(batch_size, process_count)
@@ -225,7 +226,7 @@ def train_iterator(
     first = process_index * local
     batches = TrainBatches(
         source=_decoded(config, config.train_split),
-        transforms=build_transforms(config.train_transforms),
+        transforms=split_normalize(build_transforms(config.train_transforms))[0],
         keys=tuple(config.batch_keys),
         seed=seed,
         batch_size=batch_size,

@@ -1,6 +1,7 @@
-"""MixUp (arXiv 1710.09412) and CutMix (arXiv 1905.04899), on the device, inside the training step.
+"""What is done to a batch on the device, inside the training step: normalisation, MixUp and CutMix.
 
-Example i is mixed with example i - 1 of the batch (cyclically); labels become distributions (b, k):
+MixUp is arXiv 1710.09412, CutMix arXiv 1905.04899. Example i is mixed with example i - 1 of the batch
+(cyclically); labels become distributions (b, k):
 
     mixup   x = l x_i + (1 - l) x_j                                 l ~ Beta(a, a)
     cutmix  x = x_i outside a box, x_j inside it; l = 1 - area of the box, which is the rectangle of
@@ -19,9 +20,17 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import betaincinv
 
+from lookupjax.data.transforms import Normalize
 from lookupjax.errors import UserError
 
 Batch = dict[str, Array]
+
+
+def normalize_images(images: Array, normalize: Normalize) -> Float[Array, "*b h w c"]:
+    """What `Normalize` does to one image, for a batch."""
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean, std = (jnp.reshape(jnp.asarray(x, jnp.float32), shape) for x in (normalize.mean, normalize.std))
+    return (images.astype(jnp.float32) * (1.0 / 255.0) - mean) / std
 
 
 def draw_beta(a: float, n: int, key: jax.Array) -> Float[Array, "n"]:

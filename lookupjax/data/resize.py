@@ -40,7 +40,7 @@ def resize_image(image: Image, size: tuple[int, int], interpolation: str = "auto
     """`image` at `size` = (height, width).
 
     "area", "linear", "cubic", "nearest": OpenCV's. "bilinear", "bicubic": Pillow's, antialiased.
-    "auto": area averaging when a side shrinks to half or less, else linear.
+    "auto": area averaging when both sides shrink to half or less, else linear.
     """
     return resize_window(image, size, (0, 0), size, interpolation)
 
@@ -57,7 +57,7 @@ def resize_window(
         return with_channels(np.asarray(picture.resize(size[::-1], ANTIALIASED[interpolation], box)))
     if image.shape[:2] != whole:
         if interpolation == "auto":
-            shrinks = 2 * whole[0] <= image.shape[0] or 2 * whole[1] <= image.shape[1]
+            shrinks = 2 * whole[0] <= image.shape[0] and 2 * whole[1] <= image.shape[1]
             interpolation = "area" if shrinks else "linear"
         image = with_channels(cv2.resize(image, whole[::-1], interpolation=OPENCV[interpolation]))
     return image[top : top + size[0], left : left + size[1]]

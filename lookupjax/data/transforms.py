@@ -394,6 +394,17 @@ def build_transforms(specs: Iterable[dict]) -> list[Callable]:
     return transforms
 
 
+def split_normalize(transforms: list[Callable]) -> tuple[list[Callable], Normalize | None]:
+    """(the others, the Normalize that stands last or None).
+
+    Training does that one on the device: batches travel as uint8, a quarter of the bytes, and a core has
+    one pass less over every pixel.
+    """
+    if transforms and isinstance(transforms[-1], Normalize):
+        return transforms[:-1], transforms[-1]
+    return transforms, None
+
+
 def apply(transforms: Iterable[Callable], image: Image, random: np.random.Generator | None = None) -> Image:
     """An image alone through the transforms of images, in order; those of whole examples are left out."""
     images_only = [t for t in transforms if not getattr(t, "whole", False)]

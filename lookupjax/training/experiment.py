@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.data.mixing import Mixing
 from lookupjax.data.sources import dataset_info
+from lookupjax.data.transforms import Normalize, build_transforms, split_normalize
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, Context
 from lookupjax.grids import format_grid
@@ -83,6 +84,11 @@ class Experiment:
     @cached_property
     def task(self) -> Task:
         return create_task(self.config.task.to_dict(), self.abstract_model)
+
+    @property
+    def normalize(self) -> Normalize | None:
+        """The end of the training transforms, which the step does."""
+        return split_normalize(build_transforms(self.config.data.train_transforms))[1]
 
     @property
     def mixing(self) -> Mixing:

@@ -37,6 +37,7 @@ def trace_step(experiment: Experiment, batch: Batch, call: Call) -> jax.stages.T
         experiment.optimizer,
         experiment.schedule,
         seed=config.seed,
+        normalize=experiment.normalize,
         mixing=experiment.mixing,
         frozen=config.frozen,
         accumulate=config.accumulate,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from lookupjax.data.mixing import Mixing
+from lookupjax.data.mixing import Mixing, normalize_images
+from lookupjax.data.transforms import Normalize
 from lookupjax.layers.rngs import Keys
 from lookupjax.tasks.base import Task
 from lookupjax.training.state import TrainState, combine, merge_model, partition
@@ -23,6 +24,7 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     seed: int,
+    normalize: Normalize | None = None,
     mixing: Mixing | None = None,
     frozen: tuple[str, ...] = (),
     accumulate: int = 1,
@@ -37,6 +39,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, call: tuple[tuple[str, Any], ...] = ()):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if normalize is not None:
+            batch = batch | {"image": normalize_images(batch["image"], normalize)}
         if mixing is not None and mixing.active:
             key, mixing_key = jax.random.split(key)
             batch = mixing(batch, mixing_key)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lookupjax.data.mixing import Mixing, cutmix_weights
+from lookupjax.data.mixing import Mixing, cutmix_weights, normalize_images
+from lookupjax.data.transforms import Normalize
 from lookupjax.errors import UserError
 
 
@@ -68,3 +69,10 @@ def test_soft_labels_video_and_errors():
     with pytest.raises(UserError, match="mixing\\.per"):
         Mixing(per="pixel")
     assert not Mixing().active and Mixing(cutmix=1.0).active
+
+
+def test_normalisation_on_the_device_is_the_transform():
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
+    for normalize in (Normalize(), Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))):
+        ours = normalize_images(jnp.asarray(images), normalize)
+        np.testing.assert_allclose(ours, np.stack([normalize(x) for x in images]), rtol=1e-6, atol=1e-6)

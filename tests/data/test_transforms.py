@@ -156,7 +156,7 @@ def test_antialiased_resizing_is_the_definition(name, size, channels):
     exact = np.clip(np.einsum("oh,pw,hwc->opc", rows, columns, image), 0, 255)
     ours = resize_image(image, size, name)
     assert ours.shape == (*size, channels)
-    assert np.abs(ours - exact).max() <= 2.0  # Pillow rounds between its two passes
+    assert np.abs(ours - exact).max() <= 2.5  # Pillow rounds between its two passes
 
 
 @pytest.mark.parametrize("interpolation", ["auto", "bicubic"])
