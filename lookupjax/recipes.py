@@ -98,6 +98,8 @@ SHIFTS = {
     "sketch": dict(type="classification", data=dict(name="imagenet_sketch"), split="test"),
     "a": dict(type="classification", data=dict(name="imagenet_a"), split="test"),
     "r": dict(type="classification", data=dict(name="imagenet_r"), split="test"),
+    "o": dict(type="outliers"),
+    "real": dict(type="real"),
 }
 
 

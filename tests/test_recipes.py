@@ -45,7 +45,7 @@ def test_every_transform_of_a_recipe_can_be_built():
         (
             "lookupvit",
             "L/16,10x10,shifts",
-            lambda c: c.model.compressed == (10, 10) and len(c.evaluators) == 4,
+            lambda c: c.model.compressed == (10, 10) and len(c.evaluators) == 6,
         ),
         ("vit", "Ti/16", lambda c: c.model.name == "vit_t16" and c.model.head == "gap"),
         ("vit", "B/32,384", lambda c: c.model.pos_grid == (12, 12)),

@@ -4,8 +4,8 @@
     python -m lookupjax.train --config=configs/imagenet/lookupvit.py:B/16,multi --workdir=runs/lookupvit_b16
 
 Argument: variant (S/16, B/16, L/16), compressed grid (3x3, 5x5, 7x7, 10x10, ...) or "multi" (every step
-draws one of the paper's four), resolution (224, 384, ...), "shifts" (also evaluates -V2, -Sketch, -A, -R),
-"smoke" (a minute, anywhere). Default B/16,5x5,224.
+draws one of the paper's four), resolution (224, 384, ...), "shifts" (also evaluates ImageNet-V2, -Sketch, -A,
+-R, -O and ReaL), "smoke" (a minute, anywhere). Default B/16,5x5,224.
 
 Recipe: AugReg, the same as configs/imagenet/vit.py; none was published for LookupViT. Topology: meant for 16
 TPU v4 chips or 8 H100 (batch 4096: 256 or 512 per chip). Cost, from the counted multiply-accumulates at 40 %
