@@ -2,8 +2,8 @@
 
     python -m lookupjax.train --config=configs/imagenet/vit.py:B/16 --workdir=runs/vit_b16
 
-Argument: variant (Ti/16, S/16, S/32, B/16, ...), resolution, "shifts" (also evaluates ImageNet-V2, -Sketch, -A,
--R, -O and ReaL), "smoke" (a minute, anywhere). Default B/16,224.
+Argument: variant (Ti/16, S/16, S/32, B/16, ...), resolution, "shifts" (also evaluates ImageNet-V2, -Sketch,
+-A, -R, -O and ReaL), "smoke" (a minute, anywhere). Default B/16,224.
 
 The recipe is that of configs/imagenet/lookupvit.py to the letter; tokens are averaged, as LookupViT's are
 (`--config.model.head=token` for a class token). Topology: 16 TPU v4 chips or 8 H100, batch 4096. Cost: B/16

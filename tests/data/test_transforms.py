@@ -182,7 +182,7 @@ def test_crops_and_turns_only_move_pixels():
     assert crops == {image[:, i : i + 4].tobytes() for i in range(6)}
     turns = {RandomTurn()(image[:, :7], np.random.default_rng(i)).tobytes() for i in range(100)}
     assert len(turns) == 8
-    with pytest.raises(UserError, match="needs larger images"):
+    with pytest.raises(UserError, match="has no window"):
         RandomCrop((8, 8))(image, np.random.default_rng(0))
 
 
