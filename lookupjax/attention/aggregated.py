@@ -136,7 +136,8 @@ class GatedAttention(TokenMixer):
         return self.tap("output", update), BALANCE * balance
 
     def __call__(self, x: Float[Array, "b n d"], context: None = None, **call) -> Float[Array, "b n d"]:
-        """The output alone; `call` as of `mix`."""
+        """The output alone; `call` as of `mix`, which training needs."""
+        self.check_aux(call.get("rngs"))
         return self.mix(x, context, **call)[0]
 
 

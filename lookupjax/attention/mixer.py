@@ -62,6 +62,14 @@ class TokenMixer(nnx.Module):
         """(output, auxiliary loss): a call that also returns what the mixer adds to the training loss."""
         return self(x, context, mask=mask, grid=grid, causal=causal, rngs=rngs), jnp.zeros(())
 
+    def check_aux(self, rngs: nnx.Rngs | None) -> None:
+        """Raises UserError where a training call would lose the auxiliary loss."""
+        if self.has_aux_loss and rngs is not None:
+            raise UserError(
+                f"{type(self).__name__} adds to the training loss, which this model does not pass on; use it "
+                "in vit or lookupvit, or switch its loss off"
+            )
+
     def check_call(
         self,
         context: Float[Array, "..."] | None,

@@ -107,7 +107,7 @@ class MoHAttention(TokenMixer):
       shared, routed: heads that are always on, and further ones that each token chooses. Default: half
         and a quarter of the heads.
       router: "learned" (two-stage weights) or "query_norm" (LLaMA3: norms of the queries, gates 0 or 1).
-      balance: weight of the balance loss.
+      balance: weight of the balance loss; 0 for none.
       head_dim: width of a head, default dim / num_heads (MoH-DiT fixes it while the number of heads varies).
       kv_heads: keys and values have this many heads, each for a group of query heads.
       rope_theta: base of a rotary position embedding, applied after routing; None for none.
@@ -149,7 +149,7 @@ class MoHAttention(TokenMixer):
         self.num_heads, self.kv_heads, self.width = num_heads, kv_heads, width
         self.num_shared, self.num_routed, self.balance = shared, routed, balance
         self.rope_theta, self.dropout = rope_theta, dropout
-        self.has_aux_loss = routed > 0
+        self.has_aux_loss = routed > 0 and balance > 0
         self.router = HeadRouter(dim, num_heads, shared, routed, rngs=rngs) if router == "learned" else None
         projection = dict(bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.q = linear(dim, num_heads * width, **projection)
@@ -208,7 +208,8 @@ class MoHAttention(TokenMixer):
     def __call__(
         self, x: Float[Array, "b m d"], context: Float[Array, "b n d"] | None = None, **call
     ) -> Float[Array, "b m d"]:
-        """The output alone; `call` as of `mix`."""
+        """The output alone; `call` as of `mix`, which training needs unless `balance` is 0."""
+        self.check_aux(call.get("rngs"))
         return self.mix(x, context, **call)[0]
 
 

@@ -129,6 +129,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"], **call) -> Float[Array, "b n d"]:
         """The tokens alone; `call` as of `with_aux`."""
+        self.attn.check_aux(call.get("rngs"))
         return self.with_aux(x, **call)[0]
 
 

@@ -83,7 +83,7 @@ def test_it_learns(mixer, kind, table):
     losses = run(params, jax.random.split(jax.random.key(0), STEPS), batch())
     cells = (mixer.ljust(12), kind.ljust(10), head.get("head", "-").ljust(6), f"{count_params(model):10,}")
     table.append(" ".join(cells) + f"{losses[0]:12.3f}{losses[-1]:11.3f}")
-    assert np.isfinite(losses).all() and losses[-1] < losses[0] - 0.05
+    assert np.isfinite(losses).all() and losses[-1] < losses[0] - 0.1
 
 
 def test_every_block_can_have_its_own_mixer_but_not_under_scan():

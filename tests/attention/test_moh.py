@@ -77,3 +77,12 @@ def test_impossible_routing():
             create_mixer("moh", 24, 4, **options, rngs=Keys(0))
     with pytest.raises(UserError, match="two candidates"):
         create_mixer("moh", 24, 4, router="query_norm", shared=3, routed=1, rngs=Keys(0))
+
+
+def test_a_model_that_would_lose_the_balance_loss_says_so():
+    for balance in (0.01, 0.0):
+        mixer = create_mixer("moh", 24, 4, balance=balance, rngs=Keys(0))
+        if balance:
+            with pytest.raises(UserError, match="does not pass on"):
+                mixer(X, rngs=Keys(1))
+        assert mixer.has_aux_loss == (balance > 0)
