@@ -17,7 +17,7 @@ from lookupjax.config import load_config
 from lookupjax.errors import UserError
 from lookupjax.paths import named_leaves
 from lookupjax.training.experiment import Experiment, resolve
-from lookupjax.training.sharding import SMALL, Rules, find_rule, make_mesh, tensor_rules
+from lookupjax.training.sharding import SMALL, Rules, find_rule, make_mesh
 
 MIB = 2**20
 
@@ -47,9 +47,8 @@ def totals(state: Any) -> list[tuple[str, int, int]]:
 
 def report(experiment: Experiment) -> str:
     """The whole report as text."""
-    state, mesh = experiment.abstract_state, experiment.mesh
+    state, mesh, rules = experiment.abstract_state, experiment.mesh, experiment.layout.rules
     params = named_leaves(state.params)
-    rules = tensor_rules(experiment.config.tensor_rules, params, mesh)
     width = max(map(len, params))
     shape = "x".join(map(str, mesh.devices.shape))
     lines = [f"{experiment.config.model.name} on mesh data x fsdp x model = {shape}", ""]

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from lookupjax import cli
 from lookupjax.config import apply_changes, load_config
 from lookupjax.errors import UserError
-from lookupjax.report import report_workdir
 from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.loop import Interrupted, train
@@ -76,6 +75,8 @@ def run_all(args: argparse.Namespace, overrides: list[str]) -> int:
             print(interrupt)
         return EXIT_INTERRUPTED
     if config.report and jax.process_index() == 0:
+        from lookupjax.report import report_workdir  # brings matplotlib, slow to import
+
         print(f"report: {report_workdir(args.workdir)}")
     return 0
 

@@ -23,7 +23,7 @@ from lookupjax.data.loader import EvalBatches
 from lookupjax.data.sources import DatasetInfo, dataset_info
 from lookupjax.grids import format_grid
 from lookupjax.tasks.base import Batch, Task
-from lookupjax.training.sharding import batch_share, check_batch_size, global_batch
+from lookupjax.training.sharding import Layout, batch_share, check_batch_size, global_batch
 from lookupjax.training.state import merge_model
 
 Call = tuple[tuple[str, Any], ...]
@@ -89,7 +89,7 @@ class Context:
     def _run(
         self, fn: PerExample | OfModel, params: Any, stats: Any, batch: dict, call: Call
     ) -> dict[str, jax.Array]:
-        model = merge_model(self.graphdef, params, stats)
+        model = merge_model(self.graphdef, Layout(self.mesh).gather(params), stats)
         if isinstance(fn, OfModel):
             values = fn.of_model(self.task, model, batch, **dict(call))
         else:

@@ -109,6 +109,12 @@ class Experiment:
     def graphdef(self) -> nnx.GraphDef:
         return state.split_model(self.abstract_model)[0]
 
+    @cached_property
+    def layout(self) -> sharding.Layout:
+        names = named_leaves(state.split_model(self.abstract_model)[1])
+        rules = sharding.tensor_rules(self.config.tensor_rules, names, self.mesh)
+        return sharding.Layout(self.mesh, rules)
+
     def init(self) -> state.TrainState:
         """The state at step 0 (pure; see `create_state`)."""
         config = self.config
@@ -119,8 +125,7 @@ class Experiment:
         """Shapes, dtypes and shardings of the state."""
         abstract = jax.eval_shape(self.init)
         names = named_leaves(abstract.params)
-        rules = sharding.tensor_rules(self.config.tensor_rules, names, self.mesh)
-        shardings = sharding.tree_shardings(abstract, self.mesh, rules, names)
+        shardings = sharding.tree_shardings(abstract, self.mesh, self.layout.rules, names)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
         )

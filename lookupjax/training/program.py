@@ -42,6 +42,7 @@ def trace_step(experiment: Experiment, batch: Batch, call: Call) -> jax.stages.T
         frozen=config.frozen,
         accumulate=config.accumulate,
         ema=config.ema,
+        layout=experiment.layout,
     )
     places = experiment.state_shardings
     jitted = jax.jit(

@@ -7,6 +7,7 @@ axis, `model` splits attention and MLP kernels by the rules below. Batches are s
 import math
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -64,21 +65,21 @@ def find_rule(name: str, rules: Rules) -> int | None:
 
 
 def partition_spec(
-    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_RULES
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_RULES, *, fsdp: bool = True
 ) -> PartitionSpec:
     """How the array `name` is split: tensor rule first, then fsdp over the largest axis that divides.
 
     A rule's axis that `model` does not divide stays whole.
     """
     axes: list[str | None] = [None] * len(shape)
-    tensor, fsdp = mesh.shape["model"], mesh.shape["fsdp"]
+    tensor, parts = mesh.shape["model"], mesh.shape["fsdp"]
     rule = find_rule(name, rules) if tensor > 1 else None
     if rule is not None:
         axis = rules[rule][1]
         if -len(shape) <= axis < len(shape) and shape[axis] % tensor == 0:
             axes[axis] = "model"
-    if fsdp > 1 and math.prod(shape) >= SMALL:
-        sizes = [n if axes[i] is None and n % fsdp == 0 else 0 for i, n in enumerate(shape)]
+    if fsdp and parts > 1 and math.prod(shape) >= SMALL:
+        sizes = [n if axes[i] is None and n % parts == 0 else 0 for i, n in enumerate(shape)]
         if max(sizes) > 0:
             axes[sizes.index(max(sizes))] = "fsdp"
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
@@ -101,6 +102,37 @@ def tree_shardings(
         return NamedSharding(mesh, partition_spec(name or path, x.shape, mesh, rules))
 
     return map_named(place, abstract)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where parameters lie between steps and while they are used, as constraints for the compiler.
+
+    Left to itself XLA may split the activations of a layer by features, as its fsdp-split parameters are,
+    and hold the whole batch. So parameters are made whole over fsdp where they are used, which leaves the
+    batch the only thing to split (ZeRO-3, arXiv 1910.02054), and gradients are split again at once.
+    """
+
+    mesh: Mesh
+    rules: Rules = TENSOR_RULES
+
+    def gather(self, params: Any) -> Any:
+        """As in use: split over model only."""
+        return self._constrain(params, fsdp=False)
+
+    def scatter(self, grads: Any) -> Any:
+        """As stored: split over fsdp and model."""
+        return self._constrain(grads, fsdp=True)
+
+    def _constrain(self, tree: Any, fsdp: bool) -> Any:
+        if self.mesh.shape["fsdp"] == 1:
+            return tree
+
+        def place(name: str, x: jax.Array) -> jax.Array:
+            spec = partition_spec(name, x.shape, self.mesh, self.rules, fsdp=fsdp)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+        return map_named(place, tree)
 
 
 def tensor_rules(own: Rules, names: Iterable[str], mesh: Mesh) -> Rules:

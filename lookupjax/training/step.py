@@ -12,6 +12,7 @@ from lookupjax.data.mixing import Mixing, normalize_images
 from lookupjax.data.transforms import Normalize
 from lookupjax.layers.rngs import Keys
 from lookupjax.tasks.base import Task
+from lookupjax.training.sharding import Layout
 from lookupjax.training.state import TrainState, combine, merge_model, partition
 
 Batch = dict[str, jax.Array]
@@ -29,11 +30,13 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     accumulate: int = 1,
     ema: float = 0.0,
+    layout: Layout | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns train_step(state, batch, call) -> (new state, metrics).
 
     `call` holds static keyword arguments of the model's call as a tuple of pairs, such as
     (("compressed", (3, 3)),); each value of it is a program of its own.
+    `layout` says where parameters and gradients lie on a mesh that splits them.
     All randomness derives from (seed, step, microbatch).
     """
 
@@ -47,12 +50,18 @@ def make_train_step(
         trainable, fixed = partition(state.params, frozen)
 
         def loss_fn(trainable, stats, batch, key):
-            model = merge_model(graphdef, combine(trainable, fixed), stats)
+            params = combine(trainable, fixed)
+            if layout is not None:
+                params = layout.gather(params)
+            model = merge_model(graphdef, params, stats)
             loss, figures = task.train_loss(model, batch, rngs=Keys(key), **dict(call))
             new_stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
             return loss, ({"loss": loss} | figures, new_stats)
 
-        grad_fn = jax.grad(loss_fn, has_aux=True)
+        def grad_fn(*args):
+            grads, aux = jax.grad(loss_fn, has_aux=True)(*args)
+            return (grads if layout is None else layout.scatter(grads)), aux
+
         if accumulate == 1:
             grads, (metrics, stats) = grad_fn(trainable, state.stats, batch, key)
         else:

@@ -44,6 +44,7 @@ def run(run: Experiment, steps: int = 2, call=(("compressed", (2, 2)),)):
         frozen=config.frozen,
         accumulate=config.accumulate,
         ema=config.ema,
+        layout=run.layout,
     )
     step = jax.jit(step, static_argnums=2, out_shardings=(run.state_shardings, None))
     state, losses = run.create_state(), []
