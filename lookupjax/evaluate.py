@@ -48,6 +48,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--compressed", action="append", default=[], metavar="GRID", help="3x3; repeatable")
     parser.add_argument("--split", default="", help="default: config.data.eval_split")
+    parser.add_argument(
+        "--checkpoint", default="newest", help='"newest", "best" (of checkpoint.best) or a step'
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args, changes = parser.parse_known_args(argv)
     for text in changes:
@@ -63,7 +66,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> int:
     args, changes = parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    experiment, part = load_trained(args.workdir)
+    experiment, part = load_trained(args.workdir, args.checkpoint)
     data = experiment.config.data
     for change in changes:
         set_override(experiment.config, change)
