@@ -129,7 +129,7 @@ def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
 
 
 def tradeoff(
-    series: dict[str, list[Point]], published: list[Point], missing: dict[str, float], path: Path
+    series: dict[str, list[Point]], published: list[Point], missing: dict[str, int], path: Path
 ) -> None:
     """Accuracy against multiply-accumulates (logarithmic) of trained runs, beside published results.
 

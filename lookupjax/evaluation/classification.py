@@ -4,7 +4,6 @@ Of every head and compressed grid. The dataset may have some of the model's clas
 another order: they are matched by name, and the others are left out of the choice.
 
     {"type": "classification", "data": {"name": "imagenet_v2"}, "split": "test"}
-    {"type": "classification", "data": {"name": "imagenet_a"}, "split": "test", "among": "present"}
 """
 
 from collections.abc import Mapping
@@ -56,8 +55,8 @@ class Evaluator:
     Args:
       split: default: `config.data.eval_split`.
       data: changes to `config.data`, such as another dataset's name.
-      among: what the model chooses among: "all" classes of the dataset, or those "present" in the split.
-        ImageNet-A and -R are prepared with the labels of all 1000 classes and contain 200 of them.
+      among: what the model chooses among: "all" classes of the dataset, or those "present" in the split
+        (TFDS's copies of ImageNet-A and -R have 1000 class names and contain 200).
       bins: of the calibration error.
       plot: writes a reliability diagram per call.
     """

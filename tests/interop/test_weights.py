@@ -4,6 +4,8 @@ The files are fabricated; what the models must give on them is computed here in 
 arrays' published names alone.
 """
 
+import importlib
+import inspect
 import math
 
 import jax
@@ -15,13 +17,14 @@ from ml_collections import ConfigDict
 from scipy.ndimage import zoom
 from scipy.special import erf, softmax
 
-from lookupjax import create_model
+from lookupjax import create_model, parity
 from lookupjax.analysis.counts import count_products, trace_model
 from lookupjax.config import default_config
 from lookupjax.errors import UserError
 from lookupjax.interop import vit
 from lookupjax.interop.weights import load_weights, read_weights
 from lookupjax.layers.position import resize_grid
+from lookupjax.models import MODULES
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.init import initialise
 from lookupjax.training.sharding import make_mesh
@@ -485,3 +488,12 @@ def test_a_training_starts_from_a_file(tmp_path):
         state.params["blocks"][0]["attn"]["q"]["kernel"], source.blocks[0].attn.q.kernel[...]
     )
     assert len(report.replaced) == 4
+
+
+def test_adapters_of_models_take_what_the_loader_gives():
+    for name in set(MODULES) & set(parity.families()):
+        value_of = getattr(importlib.import_module(f"lookupjax.interop.{name}"), "parameter", None)
+        if value_of is not None:
+            first, *more = inspect.signature(value_of).parameters.values()
+            assert [p.name for p in more[:2]] == ["path", "shape"], name
+            assert all(p.default is not p.empty for p in more[2:]), name
