@@ -494,6 +494,6 @@ def test_adapters_of_models_take_what_the_loader_gives():
     for name in set(MODULES) & set(parity.families()):
         value_of = getattr(importlib.import_module(f"lookupjax.interop.{name}"), "parameter", None)
         if value_of is not None:
-            first, *more = inspect.signature(value_of).parameters.values()
+            _, *more = inspect.signature(value_of).parameters.values()
             assert [p.name for p in more[:2]] == ["path", "shape"], name
             assert all(p.default is not p.empty for p in more[2:]), name
