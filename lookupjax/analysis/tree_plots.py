@@ -70,7 +70,7 @@ def dependency_trees(
             extent = (0, grid[1], grid[0], 0)
             axes[2].imshow(_as_rgb(image).mean(-1), cmap="gray", extent=extent, interpolation="nearest")
             axes[2].imshow(labels, cmap=colours, alpha=0.55, extent=extent, interpolation="nearest")
-            axes[2].set_title(f"its {labels.max() + 1} largest subtrees")
+            axes[2].set_title(f"parts: {labels.max() + 1} subtrees")
         bar = figure.colorbar(
             ScalarMappable(norm, LEVELS), ax=panels, location="bottom", shrink=0.45, aspect=30, pad=0.03
         )
