@@ -123,7 +123,7 @@ class Evaluator:
                 [row.chosen[1] for row in rows], [row.chosen[0] for row in rows], budget * costs[-1]
             )
             picks[f"budget_{round(100 * budget)}"] = rows[best]
-        figures: dict[str, float] = {"examples": judged[0].shape[1]}
+        figures: dict[str, float] = {}
         for name, pick in picks.items():
             figures |= {f"{name}/accuracy": pick.judged[0], f"{name}/gmacs": pick.judged[1] / 1e9}
         if self.measure:
@@ -134,7 +134,7 @@ class Evaluator:
         if directory:
             singles = [(float(hits.mean()), cost) for hits, cost in zip(judged[1], costs)]
             write_curve(rows, singles, model.loss_heads, directory)
-        return {"": figures}
+        return {"": figures | {"examples": judged[0].shape[1]}}
 
     def columns(self, model: nnx.Module, params: Any, stats: Any) -> tuple[tuple, tuple]:
         """(confidence, hits), (e, n) each, of the examples that choose and of those that are judged."""

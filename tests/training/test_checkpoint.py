@@ -133,8 +133,10 @@ def test_patterns_choose_and_strictness_complains(source):
 def test_a_part_of_the_model_starts_from_a_run_or_a_file(source, tmp_path):
     """The backbone of a probe, as `configs/probe.py` loads it."""
     workdir, theirs = source
-    backbone = {k: v for k, v in TINY.items() if k != "name"}
-    probe = dict(name="probe_mu", backbone="lookupvit_mu", backbone_options=backbone, num_classes=5)
+    options = {k: v for k, v in TINY.items() if k not in ("name", "channels")}
+    probe = dict(
+        name="probe_mu", backbone="lookupvit_mu", backbone_options=options, num_classes=5, channels=1
+    )
     changes = dict(model=probe, frozen=("^backbone/",))
     exp = experiment(**changes, init=dict(path=str(workdir), module="backbone"))
     before = state_of(exp)
@@ -150,9 +152,9 @@ def test_a_part_of_the_model_starts_from_a_run_or_a_file(source, tmp_path):
     state, report = initialise(before, exp.config.init, exp.mesh, exp.abstract_model)
     assert_equal(state.params["backbone"], theirs.ema)
     with pytest.raises(UserError, match="module='backbon' is no part"):
-        options = exp.config.init.copy_and_resolve_references()
-        options.module = "backbon"
-        initialise(before, options, exp.mesh, exp.abstract_model)
+        wrong = exp.config.init.copy_and_resolve_references()
+        wrong.module = "backbon"
+        initialise(before, wrong, exp.mesh, exp.abstract_model)
 
 
 def test_flat_position_tables_keep_the_class_token():
