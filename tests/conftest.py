@@ -4,9 +4,14 @@ import os
 import tempfile
 from pathlib import Path
 
-import jax
-import pytest
-from jaxtyping import install_import_hook
+# Before jax is imported, and inherited by every process a test starts: tiny programs, of which each test
+# compiles some, spend most of their time in the compiler.
+CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 

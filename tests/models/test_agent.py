@@ -85,5 +85,5 @@ def test_user_errors():
         AgentAttention(24, 4, agents=10, rngs=Keys(0))
     with pytest.raises(UserError, match="not on 16 tokens with grid"):
         AgentAttention(24, 4, rngs=Keys(0))(X, grid=(4, 2, 2))
-    with pytest.raises(UserError, match="a letter A or B for each of the 4 stages"):
+    with pytest.raises(UserError, match="a letter A or B for each of the 2 stages"):
         create_model("agent_pvt_mu", kinds="AAM")
