@@ -125,10 +125,12 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("name, published", PUBLISHED, ids=[name for name, _ in PUBLISHED])
-def test_published_counts(name, published):
+def test_published_counts(name, published, root):
     model = nnx.eval_shape(lambda: create_model(name, **nominal_options(name)))
     if published.params is not None:
         assert count_params(model) == published.params
+    table = (root / "docs/models_table.md").read_text()
+    assert f"| `{name}` | {count_params(model):,} |" in table, "run python scripts/models_table.py"
     if published.gmacs is not None:
         macs = count_products(trace_model(model, published.size)) / 1e9
         assert macs == pytest.approx(published.gmacs + published.gmacs_extra, rel=0.02)
