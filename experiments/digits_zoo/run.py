@@ -24,7 +24,7 @@ from lookupjax.analysis.counts import count_params, count_products, trace_model
 from lookupjax.analysis.plots import Point, accuracy_against_macs
 from lookupjax.analysis.throughput import device_name
 from lookupjax.errors import UserError
-from lookupjax.models import MODULES, create_model, native_size
+from lookupjax.models import MODULES, create_model, model_options, native_size
 from lookupjax.training.metrics import read_metrics
 
 HEAD = (
@@ -34,6 +34,8 @@ HEAD = (
 
 def is_classifier(name: str) -> bool:
     """Whether a call gives class logits (embedding and restoration models do not)."""
+    if model_options(name).get("channels", 3) != 3:  # a latent diffusion model
+        return False
     model = nnx.eval_shape(lambda: create_model(name))
     images = jax.ShapeDtypeStruct((1, *native_size(name), 3), jnp.float32)
     return "logits" in nnx.eval_shape(lambda m, x: m(x), model, images)
