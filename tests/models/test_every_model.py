@@ -98,19 +98,17 @@ def test_sharded_over_8_devices_and_in_bfloat16(name):
         nnx.eval_shape(lambda: create_model(f"{name}_mu", num_classes=CLASSES, dtype=jnp.bfloat16))
     )
 
-    def logits(graphdef, params, stats, x):
-        return merge_model(graphdef, params, stats)(x)["logits"]
+    def program(graphdef):
+        return jax.jit(lambda params, stats, x: merge_model(graphdef, params, stats)(x)["logits"])
 
-    @jax.jit
-    def both(params, stats, x):
-        return logits(graphdef, params, stats, x), logits(half, params, stats, x)
-
-    whole, rough = both(params, stats, images(name))
-    shard = jax.device_put(
-        (params, stats, images(name)),
-        (*tree_shardings((params, stats), mesh), NamedSharding(mesh, PartitionSpec("fsdp"))),
+    exact = program(graphdef)
+    whole, rough = exact(params, stats, images(name)), program(half)(params, stats, images(name))
+    split = exact(
+        *jax.device_put(
+            (params, stats, images(name)),
+            (*tree_shardings((params, stats), mesh), NamedSharding(mesh, PartitionSpec("fsdp"))),
+        )
     )
-    split, _ = both(*shard)
     scale = np.abs(whole).max()
     np.testing.assert_allclose(split, whole, atol=1e-4 * scale, rtol=0)
     assert rough.dtype == jnp.float32 and np.isfinite(rough).all()
