@@ -7,7 +7,7 @@ Argument: variant (resnet50, plain), "smoke" (a minute, anywhere). Default resne
 COVIDx has to be prepared as a TFDS dataset with splits by patient. Adam, learning rate 1e-4, batch 32, 480
 pixels; the paper trains the body as a U-Net that segments lungs beforehand (`config.init` with
 include=("body",) takes one over), and balances the classes, which the data are expected to be. Topology: one
-GPU. Expected: 98.3 % on COVIDx CXR-2.
+GPU. Expected: 98.3 % on COVIDx CXR-2 (the paper, unconfirmed).
 """
 
 from ml_collections import ConfigDict

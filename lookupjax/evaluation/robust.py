@@ -71,7 +71,7 @@ class Attacked(OfModel):
 
 
 class Evaluator:
-    """ "eps_2/255" and the like: accuracy under PGD at each bound, per call.
+    """ "accuracy_eps2" and the like: accuracy under PGD at each bound (in 255ths), per call.
 
     Args:
       eps: bounds of the noise on pixels in [0, 1].

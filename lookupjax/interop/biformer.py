@@ -28,6 +28,15 @@ OWN = {  # reference argument -> ours, where only the name differs
     "pre_norm": "pre_norm",
     "drop_path_rate": "drop_path",
 }
+DEFAULTS = {  # of the reference, where they are not ours
+    "depth": [3, 4, 8, 3],
+    "embed_dim": [64, 128, 320, 512],
+    "head_dim": 64,
+    "topks": [8, 8, -1, -1],
+    "kv_per_wins": [2, 2, -1, -1],
+    "kv_downsample_ratios": [4, 2, 1, 1],
+}
+SWIN_DEFAULTS = {"depth": [2, 2, 6, 2], "embed_dim": [96, 192, 384, 768], "topks": [1, 4, 16, -2]}
 ROUTING = {
     "n_win": "regions",
     "side_dwconv": "local_kernel",
@@ -107,6 +116,8 @@ def routing_options(args: dict) -> dict[str, Any]:
 
 def options(args: dict, kind: str, params: StateDict) -> dict[str, Any]:
     """Our constructor's arguments from the reference's."""
+    swin = "stages.0.blocks.0.norm1.weight" in params
+    args = (SWIN_DEFAULTS if swin else DEFAULTS) | args
     ours = routing_options(args) | {
         ours: tuples(args[theirs]) for theirs, ours in OWN.items() if theirs in args
     }
@@ -116,15 +127,15 @@ def options(args: dict, kind: str, params: StateDict) -> dict[str, Any]:
     scale = args.get("layer_scale_init_value", -1)
     ours["layer_scale"] = scale if scale > 0 else None
     ours["qk_dims"] = tuple(own or dim for own, dim in zip(args.get("qk_dims") or ours["dims"], ours["dims"]))
-    swin = "stages.0.blocks.0.norm1.weight" in params
     mode = args.get("kv_downsample_mode", "identity" if swin else "ada_avgpool")
     sizes = "kv_per_wins" if mode.startswith("ada") else "kv_downsample_ratios"
     ours |= dict(kv_pool=KV_POOLS[mode], kv_sizes=tuples(args.get(sizes, [4] * len(ours["depths"]))))
     if swin:
         statistics = "downsample_layers.0.1.running_mean" in params
         ours |= dict(layout="swin", position_kernel=0, norm="batch" if statistics else "layer")
-    if "nchw" in kind:  # its -1 is attention over all tokens with the local term on the values
-        ours |= dict(pad="after", local="values", topk=tuple(-2 if k == -1 else k for k in ours["topk"]))
+    if "nchw" in kind:  # its -1 is attention over all tokens with a local term on the values, always of 5
+        topk = tuple(-2 if k == -1 else k for k in ours["topk"])
+        ours |= dict(pad="after", local="values", full_kernel=5, topk=topk)
     return ours
 
 
@@ -136,18 +147,20 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     kwargs = options(args, kind, params)
     abstract = nnx.eval_shape(lambda: BiFormer(**kwargs, rngs=nnx.Rngs(0)))
     model = fill(abstract, lambda path, shape: parameter(params, path, shape))
-    return jax.jit(forward)(model, images(fixture.inputs["x"]))
+    return jax.jit(forward, static_argnums=2)(model, images(fixture.inputs["x"]), "nchw" in kind)
 
 
-def forward(model: BiFormer, x: jax.Array) -> dict[str, jax.Array]:
-    """The model's outputs, its maps (b, c, h, w), and what the attentions give (b, h, w, c)."""
+def forward(model: BiFormer, x: jax.Array, first: bool) -> dict[str, jax.Array]:
+    """The model's outputs, its maps (b, c, h, w), and what the attentions give (b, h, w, c), or
+    (b, c, h, w) with `first`."""
     out, taps = record_taps(model, x, names=("output",))
     maps = model.features(x)
     result = {"out/logits": out["logits"], "out/stem": channels_first(model.stem(x, train=False))}
     result |= {f"out/stage{i}": channels_first(y) for i, y in enumerate(maps)}
     for place, value in taps.items():
         stage, block = re.match(r"stages/(\d+)/(\d+)/", place).groups()
-        result[f"out/stage{stage}_blk{block}_attn"] = value.reshape(maps[int(stage)].shape)
+        value = value.reshape(maps[int(stage)].shape)
+        result[f"out/stage{stage}_blk{block}_attn"] = channels_first(value) if first else value
     return result
 
 

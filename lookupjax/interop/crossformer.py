@@ -1,9 +1,11 @@
 """CrossFormer and CrossFormer++: the names of cheerss/CrossFormer's state dicts."""
 
+import math
 import re
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from lookupjax.attention import record_taps
@@ -14,7 +16,7 @@ from lookupjax.interop.state_dict import BLOCK, StateDict, images, torch_value
 from lookupjax.layers.position import flatten_grid
 from lookupjax.models.crossformer import CrossFormer
 
-NAMES = {"cool": "ex_conv", "cool_norm": "ex_ln"} | BLOCK
+NAMES = {"cool": "ex_conv", "cool_norm": "ex_ln", "cpe_norm": "norm_cpe"} | BLOCK
 OWN = {  # reference argument -> ours, where only the name differs
     "in_chans": "channels",
     "num_classes": "num_classes",
@@ -23,7 +25,6 @@ OWN = {  # reference argument -> ours, where only the name differs
     "embed_dim": "dim",
     "depths": "depths",
     "num_heads": "num_heads",
-    "group_size": "groups",
     "crs_interval": "intervals",
     "qkv_bias": "qkv_bias",
     "use_acl": "cooling",
@@ -56,11 +57,43 @@ def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any:
     return torch_value(params, path, NAMES)
 
 
+def group_sizes(args: dict) -> tuple[int | tuple[int, ...], ...]:
+    """G of every stage or, with the reference's `group_type`, of each of its blocks.
+
+    The "linear" types let the share of the map that a group spans grow from 4 tokens to all, block by block.
+    """
+    sizes, depths, kind = tuples(args["group_size"]), args["depths"], args.get("group_type", "constant")
+    if kind == "constant":
+        return sizes
+    if kind == "7_14":
+        return tuple(
+            tuple(size // 2 if i == 2 and j < 4 else size for j in range(depth))
+            for i, (size, depth) in enumerate(zip(sizes, depths))
+        )
+    if kind not in ("linear", "linear_div", "alter"):
+        raise UserError(f"group_type={kind!r} is unknown to CrossFormer")
+    side, blocks = args["img_size"] // args["patch_size"][0], sum(depths)
+    shares = iter(np.arange(4 / side, 1.0, (1 - 4 / side) / blocks)[:blocks])
+    result, block = [], 0
+    for i, depth in enumerate(depths):
+        own, n = [], side >> i
+        for share in (next(shares) for _ in range(depth)):
+            size = n * share
+            if kind != "linear" and size > n // 2:
+                whole = size > 0.75 * n if kind == "linear_div" else block % 2 == 1
+                size = n if whole or i != 2 else n // 2
+            own.append(max(4, math.ceil(size)))
+            block += 1
+        result.append(tuple(own))
+    return tuple(result)
+
+
 def options(args: dict) -> dict[str, Any]:
     """Our constructor's arguments from the reference's."""
-    if args.get("use_cpe") or args.get("group_type", "constant") != "constant":
-        raise UserError("use_cpe and group types other than 'constant' are not built")
     ours = {ours: tuples(args[theirs]) for theirs, ours in OWN.items() if theirs in args}
+    ours["groups"] = group_sizes(args)
+    if args.get("use_cpe"):
+        ours["cpe_rows"] = args["img_size"] // args["patch_size"][0]
     ratio = args.get("mlp_ratio", 4.0)
     ours["mlp_ratio"] = tuple(map(float, ratio)) if isinstance(ratio, list) else float(ratio)
     ours["pad"] = ("end", "centre")[args.get("pad_type", 0)]

@@ -1,5 +1,6 @@
 """DCAL: the names of our data sheet's reference model, and its single operations."""
 
+import re
 from typing import Any
 
 import jax
@@ -102,7 +103,8 @@ def functional(fixture: Fixture) -> dict[str, jax.Array]:
         result["out/rollout"] = rollout(attention)
         result["out/cls_row"] = rollout_row(attention)[:, 1:]
     if "feat" in given:
-        margin = config.get("margin", 0.3)
+        stated = re.search(r"margin ([\d.]+)", config.get("triplet", ""))  # "batch-hard, margin 0.3, euclid"
+        margin = float(stated[1]) if stated else config.get("margin", 0.3)
         result["out/triplet"] = batch_hard_triplet(given["feat"], given["labels"], margin)
     if "losses" in given:
         result["out/total_loss"] = balanced(given["losses"], given["w"])

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from lookupjax.attention.bra import BiLevelRoutingAttention, EnhancedAttention
+from lookupjax.attention.mixer import TokenMixer
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import conv
 from lookupjax.layers.init import normal_linears
@@ -103,8 +104,10 @@ class Merge(nnx.Module):
         return apply_norm(self.norm, self.conv(x), train)
 
 
-class ConvMixer(nnx.Module):
+class ConvMixer(TokenMixer):
     """1x1, depthwise 5x5, 1x1: what `topk=0` puts in place of attention."""
+
+    needs_grid = True
 
     def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv1 = conv(dim, dim, 1, dtype=dtype, rngs=rngs)
@@ -114,7 +117,8 @@ class ConvMixer(nnx.Module):
     def __call__(
         self, x: Float[Array, "b n d"], *, grid: tuple[int, ...], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b n d"]:
-        return flatten_grid(self.conv3(self.conv2(self.conv1(x.reshape(x.shape[0], *grid, -1)))))
+        x = x.reshape(x.shape[0], *grid, -1)
+        return self.tap("output", flatten_grid(self.conv3(self.conv2(self.conv1(x)))))
 
 
 class LocalMlp(nnx.Module):
@@ -199,7 +203,8 @@ class BiFormer(nnx.Module):
       qk_dims: widths of queries and keys of the stages, default `dims`.
       pad, local_kernel, kv_pool, kv_sizes, soft_routing, routing_gradient, routing_proj, out_proj: see
         `attention.bra`; `kv_sizes` has one entry per stage.
-      local: what stage 4's local term sees, "input" or "values".
+      local, full_kernel: what stage 4's local term sees, "input" or "values"; its kernel, default
+        `local_kernel`.
       mlp_local: depthwise convolutions inside the MLPs.
       position_kernel: of the depthwise convolution before attention, 0 for none.
       pre_norm, layer_scale: norm before the branches; initial value of learned scales on them.
@@ -224,6 +229,7 @@ class BiFormer(nnx.Module):
         mlp_local: bool = False,
         local: str = "input",
         local_kernel: int = 5,
+        full_kernel: int | None = None,
         position_kernel: int = 3,
         pad: str = "before",
         kv_pool: str = "none",
@@ -262,7 +268,7 @@ class BiFormer(nnx.Module):
             out_proj=out_proj,
         )
         block: dict[str, Any] = dict(
-            enhanced=dict(local=local, local_kernel=local_kernel),
+            enhanced=dict(local=local, local_kernel=local_kernel if full_kernel is None else full_kernel),
             mlp_local=mlp_local,
             position_kernel=position_kernel,
             pre_norm=pre_norm,

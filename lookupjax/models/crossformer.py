@@ -13,8 +13,8 @@ sizes that grow (`groups`) and after every third block of a stage, but its last,
 layer x = LN(dw(x)) (`cooling`).
 
 Reference: cheerss/CrossFormer. `small_map="max"` and a rectangular map are its dense backbones' way; its
-classifier takes square images only. `interval=None` is its `adaptive_interval`. Left out: `use_cpe` (whose
-convolution runs over the wrong axis) and the unreleased `group_type`s.
+classifier takes square images only. `interval=None` is its `adaptive_interval`; its `group_type`s are group
+sizes per block, its `use_cpe` is `cpe_rows`: a convolution that takes the map's rows for channels.
 """
 
 import jax.numpy as jnp
@@ -109,6 +109,7 @@ class Block(nnx.Module):
         attention: dict,
         mlp_ratio: float,
         cooling: bool,
+        cpe_rows: int,
         dropout: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -118,6 +119,8 @@ class Block(nnx.Module):
         self.attn = LongShortAttention(dim, num_heads, **attention, **common)
         self.mlp_norm = LayerNorm(dim, eps=1e-5, **common)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu="exact", dropout=dropout, **common)
+        self.cpe = conv(cpe_rows, cpe_rows, 3, padding=1, groups=cpe_rows, **common) if cpe_rows else None
+        self.cpe_norm = LayerNorm(dim, eps=1e-5, **common) if cpe_rows else None
         self.cool = conv(dim, dim, 3, padding=1, groups=dim, **common) if cooling else None
         self.cool_norm = LayerNorm(dim, eps=1e-5, **common) if cooling else None
         self.dropout = dropout
@@ -125,7 +128,10 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b h w d"], *, rate: float = 0.0, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b h w d"]:
-        mixed = self.attn(flatten_grid(self.attn_norm(x)), grid=x.shape[1:3], rngs=rngs)
+        y = self.attn_norm(x)
+        if self.cpe is not None:  # over columns and channels, each row on its own, as in the reference
+            y = y + self.cpe_norm(self.cpe(y.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+        mixed = self.attn(flatten_grid(y), grid=x.shape[1:3], rngs=rngs)
         x = x + drop_path(dropout(mixed.reshape(x.shape), self.dropout, rngs), rate, rngs)
         x = x + drop_path(self.mlp(self.mlp_norm(x), rngs=rngs), rate, rngs)
         return x if self.cool is None else self.cool_norm(self.cool(x))
@@ -149,9 +155,12 @@ class CrossFormer(nnx.Module):
       dim: width of the first stage; every later one has twice as much.
       patches: kernels of the first embedding, in pixels; the first is also the stride.
       merges: kernels of the later embeddings, one tuple for all or one per gap between stages.
-      groups, intervals: G and I of each stage, in tokens (`None` for an interval: as long as the map needs).
+      groups, intervals: G and I of each stage, in tokens; a stage's G may be a tuple, an entry per block, and
+        `None` for an interval means as long as the map needs.
       mlp_ratio: of all stages, or one per stage.
       cooling: activation cooling layers (++).
+      cpe_rows: rows of the first map, to have a convolution before the attention in place of the position
+        bias (unreleased, and the rows are then fixed); 0 for the bias.
       pos_grid: grid of a learned position table added to the embedding; None for none.
       small_map, pad, mask_padding: see `attention.lsda`.
       dtype: compute dtype; parameters, softmax, norms' statistics and position biases stay float32.
@@ -168,12 +177,13 @@ class CrossFormer(nnx.Module):
         dim: int = 96,
         depths: tuple[int, ...] = (2, 2, 6, 2),
         num_heads: tuple[int, ...] = (3, 6, 12, 24),
-        groups: tuple[int, ...] = (7, 7, 7, 7),
+        groups: tuple[int | tuple[int, ...], ...] = (7, 7, 7, 7),
         intervals: tuple[int | None, ...] = (8, 4, 2, 1),
         num_classes: int = 1000,
         mlp_ratio: float | tuple[float, ...] = 4.0,
         qkv_bias: bool = True,
         cooling: bool = False,
+        cpe_rows: int = 0,
         pos_grid: tuple[int, int] | None = None,
         small_map: str = "min",
         pad: str = "end",
@@ -190,21 +200,22 @@ class CrossFormer(nnx.Module):
                 f"depths={depths}, num_heads={num_heads}, groups={groups}, intervals={intervals} need one "
                 "entry per stage"
             )
-        ratios = (mlp_ratio,) * stages if isinstance(mlp_ratio, float) else mlp_ratio
+        ratios = (mlp_ratio,) * stages if isinstance(mlp_ratio, (int, float)) else mlp_ratio
         merges = (merges,) * (stages - 1) if isinstance(merges[0], int) else merges
-        self.drop_path, self.dropout, self.dtype = drop_path, dropout, dtype
+        self.drop_path, self.dropout, self.dtype, self.cpe_rows = drop_path, dropout, dtype, cpe_rows
         common = dict(dtype=dtype, rngs=rngs)
         self.embed = CrossScaleEmbed(channels, dim, tuple(patches), **common)
         self.embed_norm = LayerNorm(dim, eps=1e-5, **common)
         self.pos = None if pos_grid is None else position_table((*pos_grid, dim), rngs)
         attention = dict(small_map=small_map, pad=pad, mask_padding=mask_padding, qkv_bias=qkv_bias)
-        attention |= dict(dropout=attention_dropout)
+        attention |= dict(dropout=attention_dropout, position_bias=not cpe_rows)
 
         def block(i: int, j: int) -> Block:
-            own = dict(kind=("short", "long")[j % 2], group=groups[i], interval=intervals[i])
+            group = groups[i] if isinstance(groups[i], int) else groups[i][j]
+            own = dict(kind=("short", "long")[j % 2], group=group, interval=intervals[i])
             cool = cooling and j % 3 == 2 and j < depths[i] - 1
             options = dict(attention=attention | own, mlp_ratio=ratios[i], cooling=cool, dropout=dropout)
-            return Block(dim << i, num_heads[i], **options, **common)
+            return Block(dim << i, num_heads[i], cpe_rows=cpe_rows >> i, **options, **common)
 
         self.stages = nnx.List(nnx.List(block(i, j) for j in range(depth)) for i, depth in enumerate(depths))
         self.merges = nnx.List(Merge(dim << i, tuple(merges[i]), **common) for i in range(stages - 1))
@@ -215,6 +226,8 @@ class CrossFormer(nnx.Module):
     def tokenize(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """The first map: embedded patches, with positions if the model has a table."""
         x = self.embed_norm(self.embed(images.astype(self.dtype)))
+        if self.cpe_rows and x.shape[1] != self.cpe_rows:
+            raise UserError(f"cpe_rows={self.cpe_rows} fixes the map's rows; this image gives {x.shape[1]}")
         if self.pos is None:
             return x
         return x + resize_grid(self.pos[...], x.shape[1:3]).astype(self.dtype)[None]

@@ -1,16 +1,21 @@
 """Properties of BiFormer that its data sheet asks for (numbers: tests/test_parity.py)."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lookupjax import create_model
 from lookupjax.attention import record_taps
 from lookupjax.attention.bra import BiLevelRoutingAttention, EnhancedAttention, adaptive_max_pool
 from lookupjax.errors import UserError
 from lookupjax.interop.biformer import parameter
+from lookupjax.interop.fixture import fill
 from lookupjax.layers.rngs import Keys
+from lookupjax.models.biformer import BiFormer
 
 
 def test_all_regions_are_full_attention_with_the_scale_of_the_full_width():
@@ -85,6 +90,38 @@ def test_layouts_have_the_reference_s_own_paths():
         "stages.1.blocks.0.mlp.2.weight",
         "stages.1.blocks.0.attn.qkv_linear.weight",
     }
+
+
+OPTIONS: tuple[dict, ...] = (
+    dict(),
+    dict(mlp_local=True),
+    dict(pre_norm=False),
+    dict(layer_scale=0.5),
+    dict(topk=(0, -2)),
+    dict(topk=(1, -1)),
+    dict(local="values"),
+    dict(layout="swin", position_kernel=0),
+    dict(layout="swin", position_kernel=0, norm="layer"),
+)
+
+
+def test_every_option_has_an_effect():
+    """Parameters of the same place are the same in all models, so that only the option can differ."""
+    tiny = dict(depths=(1, 1), dims=(16, 16), topk=(1, -2), head_dim=8, regions=2, mlp_ratios=(1.0, 1.0))
+
+    def value(path, shape):
+        drawn = np.random.default_rng(zlib.crc32(path.encode())).normal(size=shape) / 2
+        return np.abs(drawn) if path.endswith("/var") else drawn
+
+    def build(options):
+        return fill(nnx.eval_shape(lambda: BiFormer(**(tiny | options), rngs=nnx.Rngs(0))), value)
+
+    images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+    run = jax.jit(lambda models, x: jnp.stack([model(x)["features"][0] for model in models]))
+    features = np.asarray(run([build(options) for options in OPTIONS], images))
+    apart = np.abs(features[:, None] - features[None]).max(-1) + np.eye(len(OPTIONS))
+    assert np.isfinite(features).all()
+    assert apart.min() > 1e-2 * np.abs(features).max()
 
 
 def test_user_errors():
