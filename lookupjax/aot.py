@@ -9,7 +9,6 @@ naming the largest buffers, when it does not fit. TPUs need the extra `tpu` (wor
 import argparse
 import math
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 
 from lookupjax import cli
-from lookupjax.analysis.counts import count_products
+from lookupjax.analysis.counts import arrays, count_products
 from lookupjax.analysis.hlo import collectives, instructions, largest_buffers
 from lookupjax.config import load_config
 from lookupjax.errors import UserError
@@ -40,16 +39,20 @@ def shown(size: int | float) -> str:
 
 @dataclass(frozen=True)
 class Chip:
-    """Per chip: memory and peak rates as Google Cloud's documentation of TPU versions states them."""
+    """Per chip: memory and peak rates of Google Cloud's pages on TPU v4, v5e, v5p and v6e.
+
+    Versions of these pages differ by some per cent (v6e: 1,600 or 1,640 GB/s, 3,200 or 3,584 Gbit/s); a floor
+    needs the larger figure. The links of v4 are the six of 50 GB/s of arXiv 2304.01433.
+    """
 
     memory: float  # bytes
     flops: float  # bfloat16, per second
     bandwidth: float  # bytes per second, of the memory
-    links: float  # bytes per second, of the interconnect, all links together
+    links: float  # bytes per second, of the interconnect, all links together, in one direction
 
 
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9),
     "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
@@ -85,10 +88,21 @@ def out_of_memory(message: str) -> str | None:
     """What the TPU compiler says of a program that does not fit, or None for another error."""
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
         return None
-    used = re.search(r"Used [^\n]*", message)
-    largest = re.findall(r"Size: ([^\n]*)\n(?:\s*Operator: ([^\n]*)\n)?(?:\s*Shape: ([^\n]*))?", message)
-    rows = [f"  {size:>10s}  {shape.partition('{')[0]:28s} {name}" for size, name, shape in largest[:8]]
-    return "\n".join([used[0] if used else message.splitlines()[0], "largest buffers:", *rows])
+    return message.removeprefix("RESOURCE_EXHAUSTED: ").splitlines()[0]
+
+
+def largest_values(traced: jax.stages.Traced, batch: int, parts: int, count: int = 8) -> list[str]:
+    """Lines naming the largest values of the traced program: the compiler names none of what it gave up on.
+
+    Args:
+      batch, parts: a value with an axis of `batch` is taken to be split over so many devices.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    for aval, operation in arrays(traced.jaxpr.jaxpr):
+        split = parts if batch in aval.shape else 1
+        sizes[aval.str_short(), operation] = aval.size * aval.dtype.itemsize // split
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:count]
+    return [f"{size / MIB:10.1f} MiB  {kind:28s} {operation}" for (kind, operation), size in largest]
 
 
 def memory_lines(compiled: jax.stages.Compiled, state: Any) -> tuple[list[str], int]:
@@ -146,7 +160,9 @@ def report(
     except Exception as error:
         if (why := out_of_memory(str(error))) is None:
             raise
-        print(f"does not fit: {why}")
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        values = largest_values(traced, config.batch_size // config.accumulate, parts)
+        print("\n".join([f"does not fit: {why}", "largest values on each device, fused or not:", *values]))
         return 1
     print(f"traced in {middle - start:.1f} s, compiled in {time.perf_counter() - middle:.1f} s")
     lines, used = memory_lines(compiled, experiment.abstract_state)

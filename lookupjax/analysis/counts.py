@@ -96,13 +96,16 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
 
 def largest_array(traced: jax.stages.Traced) -> int:
     """Bytes of the largest array that any step of `jax.jit(f).trace(...)` produces, fused or not."""
-    return _largest(traced.jaxpr.jaxpr)
+    return max((aval.size * aval.dtype.itemsize for aval, _ in arrays(traced.jaxpr.jaxpr)), default=0)
 
 
-def _largest(jaxpr: Jaxpr) -> int:
-    own = [v.aval.size * v.aval.dtype.itemsize for eqn in jaxpr.eqns for v in eqn.outvars]
-    inner = [_largest(body) for eqn in jaxpr.eqns for body in _inner_jaxprs(eqn.params)]
-    return max(own + inner, default=0)
+def arrays(jaxpr: Jaxpr, scope: str = "") -> Iterator[tuple[Any, str]]:
+    """(shape and dtype, operation) of everything a program computes, programs within it included."""
+    for eqn in jaxpr.eqns:
+        name = "/".join(filter(None, (scope, str(eqn.source_info.name_stack), eqn.primitive.name)))
+        yield from ((v.aval, name) for v in eqn.outvars)
+        for body in _inner_jaxprs(eqn.params):
+            yield from arrays(body, name)
 
 
 def xla_flops(traced: jax.stages.Traced) -> float:

@@ -1,8 +1,10 @@
 """Sharding tables and compilation ahead of time, on fake and absent devices."""
 
 import importlib.util
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from lookupjax.analysis.hlo import array_bytes, collectives, instructions
 from lookupjax.config import apply_changes, default_config
 from lookupjax.errors import UserError
 from lookupjax.training.experiment import Experiment
+from lookupjax.training.program import batch_shapes, trace_step
 from lookupjax.training.sharding import batch_share, make_mesh, tensor_rules
 
 TINY = dict(name="lookupvit_mu", dim=64, depth=1, pos_grid=(4, 4), num_classes=5, channels=1)
@@ -51,6 +54,18 @@ def test_rules_that_match_nothing():
     with pytest.raises(UserError, match="would split no parameter"):
         tensor_rules((), names, mesh)
     assert tensor_rules((("stem", -1),), names, mesh)[0] == ("stem", -1)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_fsdp_splits_activations_over_the_batch(scan):
+    """No device holds the tokens of the whole batch, whatever way XLA propagates shardings."""
+    exp = experiment(
+        (1, 8, 1), model=TINY | dict(depth=2, channels=3, scan=scan, remat="block"), batch_size=48
+    )
+    program = trace_step(exp, batch_shapes(exp, (16, 16)), ()).lower().compile()
+    shapes = re.findall(r"\b\w+\[([\d,]+)\]", program.as_text())
+    examples = {int(shape.split(",")[0]) for shape in shapes if shape.endswith(",16,64")}
+    assert 6 in examples and 48 not in examples
 
 
 def test_one_process_reads_the_whole_batch():
@@ -105,6 +120,21 @@ def test_ahead_of_time_for_a_tpu(here, capsys):
     assert aot.main(arguments("--topology=v5e:2x2")) == 0
     text = capsys.readouterr().out
     assert "on 4 x TPU v5 lite" in text and "of 16.00 GiB" in text and "floor of the step time" in text
+
+
+def test_what_does_not_fit_is_named():
+    """The TPU compiler's message of libtpu 0.0.42 has no buffers; ours come from the traced program."""
+    said = "Ran out of memory on HBM, the total memory required for HLO temporaries (47.72G) exceeds ..."
+    assert aot.out_of_memory(f"RESOURCE_EXHAUSTED: {said}\nmore") == said
+    assert aot.out_of_memory("INVALID_ARGUMENT: no such option") is None
+
+    def loop(x):
+        with jax.named_scope("layer"):
+            return jax.lax.scan(lambda c, _: (c + 1, jnp.tanh(c)), x, length=4)
+
+    rows = aot.largest_values(jax.jit(loop).trace(jnp.zeros((32, 512, 64))), batch=32, parts=8)
+    assert rows[0].split() == ["2.0", "MiB", "float32[4,32,512,64]", "layer/scan"]
+    assert rows[-1].split()[-1] == "layer/scan/tanh" and rows[-1].split()[0] == "0.5"
 
 
 def test_bad_topologies(here):
