@@ -186,17 +186,6 @@ class RandomFlip:
 
 
 @dataclass(frozen=True)
-class RandomTurn:
-    """One of the eight symmetries of the square: flips and quarter turns, for images without an up."""
-
-    random: ClassVar[bool] = True
-
-    def __call__(self, image: Image, random: np.random.Generator) -> Image:
-        turned = np.rot90(image, int(random.integers(4)))
-        return np.ascontiguousarray(turned[:, ::-1] if random.random() < 0.5 else turned)
-
-
-@dataclass(frozen=True)
 class RandomAffine:
     """Rotation by up to `degrees`, shift by up to `translate` of each side, scaling within `scale`.
 
@@ -223,17 +212,23 @@ class RandomQuarterTurn:
     """Turns by 0, 90, 180 or 270 degrees, equally likely (Berrios & Deza 2022).
 
     The canvas stays: a quarter turn of an image that is not square cuts two sides and leaves black bars at
-    the others, as torchvision's rotation does.
+    the others, as torchvision's rotation does. With `flip` half of the images are mirrored before: one of
+    the eight symmetries of the square.
     """
+
+    flip: bool = False
 
     random: ClassVar[bool] = True
 
     def __call__(self, image: Image, random: np.random.Generator) -> Image:
         height, width = image.shape[:2]
         turns = int(random.integers(4))
+        if self.flip and random.random() < 0.5:
+            image = image[:, ::-1]
         if turns % 2 == 0 or height == width:
             return np.ascontiguousarray(np.rot90(image, turns))
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 90 * turns, 1.0)
+        image = np.ascontiguousarray(image)
         return with_channels(cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_NEAREST))
 
 
@@ -344,7 +339,6 @@ TRANSFORMS = {
     "random_resized_crop": RandomResizedCrop,
     "random_crop": RandomCrop,
     "random_flip": RandomFlip,
-    "random_turn": RandomTurn,
     "random_affine": RandomAffine,
     "rand_augment": RandAugment,
     "random_quarter_turn": RandomQuarterTurn,

@@ -105,7 +105,7 @@ def options(config: dict) -> tuple[type, dict[str, Any]]:
         num_heads=args["num_heads"],
         mlp_ratio=float(args.get("mlp_ratio", 4)),
         kinds=kinds[: len(depths)],
-        mixed=int(kinds[len(depths) :] or 0),
+        mixed=int(kinds.strip("ABM") or 0),
         window=args["window_size"],
     )
     return AgentSwin, ours
@@ -115,8 +115,8 @@ def build(fixture: Fixture) -> AgentDeiT | AgentPVT | AgentSwin:
     """The model a fixture's config describes, with the fixture's parameters."""
     cls, kwargs = options(fixture.config)
     for name in fixture.params:
-        if name.endswith("relative_position_index"):
-            fixture.params[name]  # a constant of the window's size, computed here
+        if name.endswith(("relative_position_index", "attn_mask")):
+            fixture.params[name]  # constants of the window and its shift, computed here
     model = nnx.eval_shape(lambda: cls(**kwargs, rngs=nnx.Rngs(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 

@@ -84,7 +84,11 @@ def options(config: dict) -> dict[str, Any]:
 
 def build(fixture: Fixture) -> CATANet:
     """The model a fixture's config describes, with the fixture's parameters."""
-    kwargs = options(fixture.config | fixture.config["setting"])
+    setting = fixture.config["setting"]
+    kwargs = options(fixture.config | setting)
+    for name in ("windows", "iterations", "num_tokens", "group_sizes"):
+        if name in kwargs and "block_num" in setting:  # the reference's lists may be longer than the network
+            kwargs[name] = kwargs[name][: setting["block_num"]]
     model = nnx.eval_shape(lambda: CATANet(**kwargs, rngs=nnx.Rngs(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
@@ -92,8 +96,11 @@ def build(fixture: Fixture) -> CATANet:
 def net(fixture: Fixture) -> dict[str, jax.Array]:
     @jax.jit
     def run(model: CATANet, x: jax.Array) -> dict[str, jax.Array]:
-        aggregated = model.aggregate[0](model.first(x))
-        result = {"sr": model(x)["image"], "tab0": aggregated, "lrsa0": model.local[0](aggregated)}
+        result, y = {"sr": model(x)["image"]}, model.first(x)
+        for i, (aggregate, local, middle) in enumerate(zip(model.aggregate, model.local, model.middle)):
+            result[f"tab{i}"] = aggregate(y)
+            result[f"lrsa{i}"] = local(result[f"tab{i}"])
+            y = y + middle(result[f"lrsa{i}"])
         return {f"out/{key}": channels_first(image) for key, image in result.items()}
 
     return run(build(fixture), images(fixture.inputs["x"]))

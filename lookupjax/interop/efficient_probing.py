@@ -17,7 +17,7 @@ from lookupjax.models.probe import Classifier
 
 HEADS = {"num_heads": "num_heads", "qkv_bias": "qkv_bias"}
 BLOCKS = HEADS | {"mlp_ratio": "mlp_ratio"}
-OPTIONS = {  # reference argument -> ours; those of WIDTHS are the tokens' width
+OPTIONS = {  # reference argument -> ours, None where it does nothing; those of WIDTHS are the tokens' width
     "ep": {"num_queries": "num_queries", "d_out": "d_out", "qkv_bias": "qkv_bias"},
     "abmilp": {
         "self_attention_apply_to": "self_attention",
@@ -26,7 +26,7 @@ OPTIONS = {  # reference argument -> ours; those of WIDTHS are the tokens' width
         "num_heads": "num_heads",
     },
     "simpool": HEADS,
-    "esimpool": HEADS,
+    "esimpool": HEADS | {"qkv_bias": None},
     "aim": HEADS | {"num_queries": "num_queries"},
     "clip": HEADS | {"feat_size": "feat_size"},
     "siglip": BLOCKS,
@@ -102,7 +102,8 @@ def options(name: str, args: dict) -> dict[str, Any]:
         if key in WIDTHS:
             ours["dim"] = value
         elif key in OPTIONS[name]:
-            ours[OPTIONS[name][key]] = value
+            if OPTIONS[name][key] is not None:
+                ours[OPTIONS[name][key]] = value
         elif (name, key, value) != ("ep", "num_heads", 1):
             raise UserError(f"pooling {name!r} has no argument {key!r}{nearest(key, OPTIONS[name])}")
     return ours

@@ -15,8 +15,8 @@ from lookupjax.data.transforms import (
     Normalize,
     RandomCrop,
     RandomErasing,
+    RandomQuarterTurn,
     RandomResizedCrop,
-    RandomTurn,
     ResizeShortSide,
     apply,
     apply_example,
@@ -180,7 +180,9 @@ def test_crops_and_turns_only_move_pixels():
     image = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
     crops = {RandomCrop((7, 4))(image, np.random.default_rng(i)).tobytes() for i in range(60)}
     assert crops == {image[:, i : i + 4].tobytes() for i in range(6)}
-    turns = {RandomTurn()(image[:, :7], np.random.default_rng(i)).tobytes() for i in range(100)}
+    turns = {
+        RandomQuarterTurn(flip=True)(image[:, :7], np.random.default_rng(i)).tobytes() for i in range(100)
+    }
     assert len(turns) == 8
     with pytest.raises(UserError, match="has no window"):
         RandomCrop((8, 8))(image, np.random.default_rng(0))
