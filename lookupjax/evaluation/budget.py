@@ -158,6 +158,8 @@ class Evaluator:
             if sum(map(len, images)) >= wanted:
                 break
         data = np.concatenate(images)[:wanted]
+        if len(data) < self.measure:
+            raise UserError(f"measure={self.measure} is more than the {len(data)} evaluation images")
         data = data[: len(data) // self.measure * self.measure]
         if limits is None:
             forward = jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x)["logits"].argmax(-1))

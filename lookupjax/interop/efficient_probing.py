@@ -15,9 +15,10 @@ from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import BLOCK, StateDict, torch_value
 from lookupjax.models.probe import Classifier
 
-HEADS = {"num_heads": "num_heads", "qkv_bias": "qkv_bias"}
-BLOCKS = HEADS | {"mlp_ratio": "mlp_ratio"}
-OPTIONS = {  # reference argument -> ours, None where it does nothing; those of WIDTHS are the tokens' width
+HEADS: dict[str, str | None] = {"num_heads": "num_heads", "qkv_bias": "qkv_bias"}
+BLOCKS: dict[str, str | None] = HEADS | {"mlp_ratio": "mlp_ratio"}
+# reference argument -> ours, None where it does nothing; those of WIDTHS are the tokens' width
+OPTIONS: dict[str, dict[str, str | None]] = {
     "ep": {"num_queries": "num_queries", "d_out": "d_out", "qkv_bias": "qkv_bias"},
     "abmilp": {
         "self_attention_apply_to": "self_attention",
@@ -102,8 +103,9 @@ def options(name: str, args: dict) -> dict[str, Any]:
         if key in WIDTHS:
             ours["dim"] = value
         elif key in OPTIONS[name]:
-            if OPTIONS[name][key] is not None:
-                ours[OPTIONS[name][key]] = value
+            option = OPTIONS[name][key]
+            if option is not None:
+                ours[option] = value
         elif (name, key, value) != ("ep", "num_heads", 1):
             raise UserError(f"pooling {name!r} has no argument {key!r}{nearest(key, OPTIONS[name])}")
     return ours
