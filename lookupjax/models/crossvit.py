@@ -57,15 +57,7 @@ INPUT_SIZE = {name: options.get("sizes", SMALL)[0] for name, options in VARIANTS
 TIMM = "timm's validation table, parameters measured"
 NOT_COUNTED = "the products of queries, keys, weights and values, which the published count leaves out"
 PUBLISHED = {
-    name: Published(
-        params,
-        gmacs,
-        extra,
-        top1,
-        INPUT_SIZE[name],
-        "timm's validation table, parameters measured",
-        NOT_COUNTED,
-    )
+    name: Published(params, gmacs, extra, top1, INPUT_SIZE[name], TIMM, NOT_COUNTED)
     for name, params, gmacs, extra, top1 in (
         ("ti", 7_014_800, 1.299, 0.272, 73.352),
         ("s", 26_856_272, 5.087, 0.544, 81.036),
