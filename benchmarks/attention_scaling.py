@@ -6,7 +6,8 @@ Self-attention of N = side^2 tokens on a square grid, batch 1. All programs are 
 go through all mixers and sizes in turn, so that a slow phase of the machine hits everyone, and medians are
 printed. Bytes are the program's temporary memory by XLA's own account or, where it is more, the largest
 array of the program: CPU libraries allocate outside of that account. The exponent p of N^p is a
-least-squares fit of the logarithms: 1 is linear, 2 quadratic. Programs above --limit are left out.
+least-squares fit of the logarithms: 1 is linear, 2 quadratic. Programs above --limit are left out,
+and so are sizes that a mixer refuses.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from flax import nnx
 
 from lookupjax.analysis.counts import largest_array
 from lookupjax.attention import create_mixer, list_mixers
+from lookupjax.errors import UserError
 from lookupjax.layers.rngs import Keys
 
 Program = tuple[Callable[[], jax.Array], int]
@@ -37,7 +39,11 @@ def compile_mixer(name: str, side: int, args: argparse.Namespace) -> Program | N
     def backward(state: nnx.State, x: jax.Array) -> jax.Array:
         return jax.grad(lambda x: jnp.square(forward(state, x)).mean(dtype=jnp.float32))(x)
 
-    traced = jax.jit(backward if args.grad else forward).trace(state, x)
+    try:
+        traced = jax.jit(backward if args.grad else forward).trace(state, x)
+    except UserError as error:  # made for other sizes, or not causal
+        print(f"\r{name} at N={side * side} is left out: {error}")
+        return None
     size = largest_array(traced)
     if size > args.limit * 2**30:
         return None
