@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import ConvNorm
-from lookupjax.layers.regularise import drop_path, drop_path_rates
+from lookupjax.layers.regularise import drop_path
 from lookupjax.layers.squeeze import SqueezeExcite
 from lookupjax.models.published import Published
 from lookupjax.models.staged import Staged
@@ -150,15 +150,6 @@ class RegNet(Staged):
     ) -> Float[Array, "b h2 w2 d"]:
         """The map that stage 0 reads, at 1/2 of the resolution."""
         return self.stem(images.astype(self.dtype), train=rngs is not None)
-
-    def run_stage(
-        self, index: int, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b h2 w2 d"]:
-        """Stage `index`, counted from 0."""
-        rates = drop_path_rates(self.drop_path, sum(self.depths))[sum(self.depths[:index]) :]
-        for block, rate in zip(self.stages[index], rates):
-            x = block(x, rate=rate, rngs=rngs)
-        return x
 
 
 def create(variant: str, **overrides) -> RegNet:

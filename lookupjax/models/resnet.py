@@ -19,7 +19,7 @@ from lookupjax.errors import UserError
 from lookupjax.layers.conv import ConvNorm
 from lookupjax.layers.init import torch_linear
 from lookupjax.layers.pool import max_pool
-from lookupjax.layers.regularise import drop_path, drop_path_rates
+from lookupjax.layers.regularise import drop_path
 from lookupjax.models.published import Published
 from lookupjax.models.staged import Staged
 
@@ -163,15 +163,6 @@ class ResNet(Staged):
         """The map that stage 0 reads, at 1/4 of the resolution."""
         x = self.stem(images.astype(self.dtype), train=rngs is not None)
         return max_pool(x, 3, stride=2, padding=1)
-
-    def run_stage(
-        self, index: int, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b h2 w2 d"]:
-        """Stage `index`, 0 to 3."""
-        rates = drop_path_rates(self.drop_path, sum(self.depths))[sum(self.depths[:index]) :]
-        for block, rate in zip(self.stages[index], rates):
-            x = block(x, rate=rate, rngs=rngs)
-        return x
 
 
 def create(variant: str, **overrides) -> ResNet:

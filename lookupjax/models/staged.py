@@ -4,17 +4,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lookupjax.layers.regularise import dropout
+from lookupjax.layers.regularise import drop_path_rates, dropout
 
 
 class Staged(nnx.Module):
-    """Base class. A network sets the attributes and defines `run_stem` and `run_stage`, with which another
-    model can work between the stages.
+    """Base class. A network sets the attributes and defines `run_stem`; with it and `run_stage` another model
+    can work between the stages. A network whose blocks are called otherwise defines `run_stage` too.
 
     Attributes:
       widths: channels of the stem's map and of every stage's.
       head: linear layer, or None for a backbone.
       dropout: rate before the head.
+      stages, depths: blocks of every stage, called as block(x, rate=..., rngs=...), and their numbers.
+      drop_path: stochastic-depth rate of the last block.
     """
 
     loss_heads = ("logits",)
@@ -22,6 +24,9 @@ class Staged(nnx.Module):
     widths: tuple[int, ...]
     head: nnx.Linear | None
     dropout: float
+    stages: nnx.List
+    depths: tuple[int, ...]
+    drop_path: float
 
     def run_stem(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -32,8 +37,11 @@ class Staged(nnx.Module):
     def run_stage(
         self, index: int, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b h2 w2 d"]:
-        """Stage `index`, counted from 0."""
-        raise NotImplementedError
+        """Stage `index`, counted from 0; the stochastic-depth rate grows over the blocks of all stages."""
+        rates = drop_path_rates(self.drop_path, sum(self.depths))[sum(self.depths[:index]) :]
+        for block, rate in zip(self.stages[index], rates):
+            x = block(x, rate=rate, rngs=rngs)
+        return x
 
     def features(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
