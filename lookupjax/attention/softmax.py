@@ -117,11 +117,33 @@ class SoftmaxAttention(TokenMixer):
     ) -> Float[Array, "b m d"]:
         """Mixes x with itself, or with `context` when given; `mask` is True where attention is allowed."""
         self.check_call(context, mask, grid, causal)
+        q, k, v = self.project(x, context)
+        return self.attend(q, k, v, mask=mask, causal=causal, rngs=rngs)
+
+    def project(
+        self, x: Float[Array, "b m d"], context: Float[Array, "b n d"] | None = None
+    ) -> tuple[Float[Array, "b h m c"], Float[Array, "b h n c"], Float[Array, "b h n c"]]:
+        """Queries of x, keys and values of x or of `context`."""
         source = x if context is None else context
         q = self.tap("q", self.q_norm(self.q(x)))
         k = self.tap("k", self.k_norm(self.k(source)))
-        v = self.tap("v", split_heads(self.v(source), self.num_heads))
+        return q, k, self.tap("v", split_heads(self.v(source), self.num_heads))
+
+    def attend(
+        self,
+        q: Float[Array, "b h m c"],
+        k: Float[Array, "b h n c"],
+        v: Float[Array, "b h n c"],
+        *,
+        bias: Float[Array, "#b #h #m n"] | None = None,
+        mask: Bool[Array, "#b #h m n"] | None = None,
+        causal: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b m d"]:
+        """out(softmax(q k^T / sqrt(c) + bias) v)."""
         scores = self.tap("scores", attention_scores(q, k))
+        if bias is not None:
+            scores = scores + bias
         mask = causal_mask(scores, mask) if causal else mask
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
