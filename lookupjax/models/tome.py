@@ -251,11 +251,10 @@ class ToMe(ViT):
 
     def features(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "b h2 w2 d"]]:
-        """The one stage output: the map of the patches, merged ones sharing their value."""
+    ) -> Float[Array, "b n d"]:
+        """A token for every original one (prefix tokens first), merged ones sharing their value."""
         tokens = self.run(images, rngs=rngs)
-        patches = unmerge(tokens.x, tokens.source)[:, self.prefix :]
-        return [patches.reshape(len(patches), *self.grid(images.shape[1:-1]), -1)]
+        return unmerge(tokens.x, tokens.source)
 
     def encode(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
