@@ -90,6 +90,7 @@ class SoftmaxAttention(TokenMixer):
         num_heads: int,
         *,
         qkv_bias: bool = True,
+        out_bias: bool = True,
         qk_norm: str = "none",
         eps: float = 1e-6,
         dropout: float = 0.0,
@@ -103,7 +104,7 @@ class SoftmaxAttention(TokenMixer):
         self.v = linear(dim, dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.q_norm = QKNorm(dim, num_heads, qk_norm, eps=eps, dtype=dtype, rngs=rngs)
         self.k_norm = QKNorm(dim, num_heads, qk_norm, eps=eps, dtype=dtype, rngs=rngs)
-        self.out = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.out = linear(dim, dim, bias=out_bias, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -124,10 +125,17 @@ class SoftmaxAttention(TokenMixer):
         self, x: Float[Array, "b m d"], context: Float[Array, "b n d"] | None = None
     ) -> tuple[Float[Array, "b h m c"], Float[Array, "b h n c"], Float[Array, "b h n c"]]:
         """Queries of x, keys and values of x or of `context`."""
-        source = x if context is None else context
-        q = self.tap("q", self.q_norm(self.q(x)))
+        return self.queries(x), *self.keys_values(x if context is None else context)
+
+    def queries(self, x: Float[Array, "b m d"]) -> Float[Array, "b h m c"]:
+        return self.tap("q", self.q_norm(self.q(x)))
+
+    def keys_values(
+        self, source: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b h n c"], Float[Array, "b h n c"]]:
+        """What a decoder keeps of tokens that later ones attend to."""
         k = self.tap("k", self.k_norm(self.k(source)))
-        return q, k, self.tap("v", split_heads(self.v(source), self.num_heads))
+        return k, self.tap("v", split_heads(self.v(source), self.num_heads))
 
     def attend(
         self,
@@ -136,7 +144,7 @@ class SoftmaxAttention(TokenMixer):
         v: Float[Array, "b h n c"],
         *,
         bias: Float[Array, "#b #h #m n"] | None = None,
-        mask: Bool[Array, "#b #h m n"] | None = None,
+        mask: Bool[Array, "#b #h #m n"] | None = None,
         causal: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b m d"]:

@@ -52,13 +52,14 @@ class Mlp(nnx.Module):
         hidden: int,
         *,
         gelu: str = "tanh",
+        bias: bool = True,
         dropout: float = 0.0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         bias_init = nnx.initializers.normal(1e-6)
-        self.fc1 = linear(dim, hidden, bias_init=bias_init, dtype=dtype, rngs=rngs)
-        self.fc2 = linear(hidden, dim, bias_init=bias_init, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(dim, hidden, bias=bias, bias_init=bias_init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, bias=bias, bias_init=bias_init, dtype=dtype, rngs=rngs)
         self.gelu, self.dropout = gelu, dropout
 
     def __call__(self, x: Float[Array, "b *s d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s d"]:

@@ -20,16 +20,26 @@ def _over_channels(v: Float[Array, "d"], x: Float[Array, "*s d"]) -> Float[Array
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis; biased variance (arXiv 1607.06450)."""
 
-    def __init__(self, dim: int, *, eps: float = 1e-6, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-6,
+        bias: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         self.scale = nnx.Param(jnp.ones((dim,)))
-        self.bias = nnx.Param(jnp.zeros((dim,)))
+        self.bias = nnx.Param(jnp.zeros((dim,))) if bias else None
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
         x = x.astype(jnp.float32)
         centred = x - x.mean(-1, keepdims=True)
         normed = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        y = normed * _over_channels(self.scale[...], x) + _over_channels(self.bias[...], x)
+        y = normed * _over_channels(self.scale[...], x)
+        if self.bias is not None:
+            y += _over_channels(self.bias[...], x)
         return y.astype(self.dtype)
 
 

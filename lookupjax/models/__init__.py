@@ -12,7 +12,13 @@ from flax import nnx
 from lookupjax.errors import UserError, nearest
 from lookupjax.layers.rngs import Keys
 
-SUPPORT = {"stack", "staged", "published", "__main__"}  # modules of this room that hold no model
+SUPPORT = {
+    "caption_decoder",
+    "stack",
+    "staged",
+    "published",
+    "__main__",
+}  # modules of this room that hold no model
 MODULES = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in SUPPORT]
 
 
