@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.data.sources import Source, open_source
 from lookupjax.data.transforms import apply_example, build_transforms, decode_image, split_normalize
-from lookupjax.errors import UserError
+from lookupjax.errors import Unreadable, UserError
 
 Batch = dict[str, np.ndarray]
 NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}
@@ -51,12 +51,23 @@ class Decoded:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.readable(index)[0]
 
-    def readable(self, index: int) -> tuple[dict[str, Any], bool]:
-        """(the example at `index` or the one that stands for it, whether it is the one asked for)."""
+    def readable(
+        self, index: int, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> tuple[dict[str, Any], bool]:
+        """(change(the example at `index` or the one that stands for it), whether it is the one asked for).
+
+        `change` does the transforms; it raises Unreadable for what only they can find out (a video is decoded
+        when its frames have been chosen).
+        """
         for ahead in range(min(LOOK_AHEAD, len(self))):
-            example = self.read((index + ahead) % len(self))
-            if example is not None:
-                return example, ahead == 0
+            at = (index + ahead) % len(self)
+            example = self.read(at)
+            if example is None:
+                continue
+            try:
+                return (example if change is None else change(example)), ahead == 0
+            except Unreadable as error:
+                self._count(at, _text(example.get("file_name", at)), error)
         raise UserError(f"records {index} to {index + LOOK_AHEAD} of the dataset are all unreadable")
 
     def read(self, index: int) -> dict[str, Any] | None:
@@ -171,10 +182,13 @@ class TrainBatches:
     def example(self, number: int, place: int) -> dict[str, Any]:
         distinct = self.batch_size // self.repeats
         epoch, index = divmod(number * distinct + place % distinct, len(self.source))
-        example = self.source[int(permutation(self.seed, epoch, len(self.source))[index])]
+        chosen = int(permutation(self.seed, epoch, len(self.source))[index])
         position = number * self.batch_size + place
-        random = np.random.default_rng([self.seed, position])
-        return apply_example(self.transforms, example, random)
+
+        def change(example: dict[str, Any]) -> dict[str, Any]:
+            return apply_example(self.transforms, example, np.random.default_rng([self.seed, position]))
+
+        return self.source.readable(chosen, change)[0]
 
 
 class TrainIterator:
@@ -280,7 +294,8 @@ class EvalBatches:
         last = len(self.source) - 1
         examples, mask = [], []
         for index in range(first, first + self.local):
-            example, found = self.source.readable(min(index, last))
-            examples.append(apply_example(self.transforms, example))
+            change = functools.partial(apply_example, self.transforms)
+            example, found = self.source.readable(min(index, last), change)
+            examples.append(example)
             mask.append(found and index <= last)
         return stack(examples, self.keys) | {"mask": np.asarray(mask, np.float32)}

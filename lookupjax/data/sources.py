@@ -20,9 +20,10 @@ BUILDERS = {
     "digits": "lookupjax.data.builders.digits:Digits",
     "coloured_digits": "lookupjax.data.builders.coloured_digits:ColouredDigits",
     "photos": "lookupjax.data.builders.photos:Photos",
+    "moving_digits": "lookupjax.data.builders.moving_digits:MovingDigits",
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-EMBEDDED = ("digits", "coloured_digits", "photos")  # made from what is installed, within a second
+EMBEDDED = ("digits", "coloured_digits", "photos", "moving_digits")  # made from what is installed, in seconds
 
 
 @runtime_checkable
@@ -48,14 +49,16 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
-class EncodedImages:
-    """A split whose "image" stays the bytes it was stored as, the other features being decoded by TFDS.
+class Encoded:
+    """A split whose feature `key` stays the bytes it was stored as, the others being decoded by TFDS.
 
-    (TFDS passes encoded bytes through NumPy strings, which costs a noticeable share of decoding them.)
+    (TFDS passes encoded bytes through NumPy strings, which costs a noticeable share of decoding them and
+    loses zeros at their end.)
     """
 
     raw: Source
     rest: tfds.features.FeaturesDict
+    key: str
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -63,7 +66,7 @@ class EncodedImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.raw[index]
         features = tf_example_pb2.Example.FromString(record).features.feature
-        return self.rest.deserialize_example_np(record) | {"image": features["image"].bytes_list.value[0]}
+        return self.rest.deserialize_example_np(record) | {self.key: features[self.key].bytes_list.value[0]}
 
 
 def data_dir(configured: str = "") -> epath.Path:
@@ -137,7 +140,7 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
 
 
 def open_source(name: str, split: str, directory: str = "") -> Source:
-    """The examples of a split: dicts with the encoded "image" (bytes), "label" (int) and what else there is.
+    """The examples of a split: dicts with the encoded "image" or "video", "label" (int) and whatever else.
 
     Raises:
       UserError: when there is no such dataset or split.
@@ -151,8 +154,9 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
             f"{builder.data_path} holds {builder.info.file_format.value} files, which have no random access; "
             "prepare the dataset as ArrayRecord (TFDS: file_format='array_record')"
         )
-    if "image" not in builder.info.features:
+    key = next((key for key in ("video", "image") if key in builder.info.features), "")
+    if not key:
         return builder.as_data_source(split=split)
     raw = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    rest = {name: f for name, f in builder.info.features.items() if name != "image"}
-    return EncodedImages(raw, tfds.features.FeaturesDict(rest))
+    rest = {name: f for name, f in builder.info.features.items() if name != key}
+    return Encoded(raw, tfds.features.FeaturesDict(rest), key)

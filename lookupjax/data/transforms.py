@@ -2,12 +2,14 @@
 
 In a config they are dicts of a "name" and the arguments:
 ({"name": "random_resized_crop", "size": (224, 224)}, {"name": "random_flip"}, {"name": "normalize"}).
-`TRANSFORMS` lists ours; "package.module:Class" names one defined elsewhere. Two class attributes say how
-one is called:
+`TRANSFORMS` lists ours; "package.module:Class" names one defined elsewhere. Class attributes say how one is
+called:
 
     random = True   also gets a numpy Generator that depends on (seed, position) alone
     whole = True    gets and returns the whole example (a dict), not its "image": tokenising a text,
                     moving boxes with a crop, choosing keys
+    clip = True     gets all frames of a clip (frames, h, w, c); others see one after the other, with the
+                    same random draws for each
 """
 
 import dataclasses
@@ -22,6 +24,15 @@ import cv2
 import numpy as np
 
 from lookupjax.data import colour
+from lookupjax.data.clips import (
+    EvenClips,
+    EvenSegments,
+    RandomClip,
+    RandomSegments,
+    ShuffleFrames,
+    SpatialCrops,
+    SplitFrames,
+)
 from lookupjax.data.rand_augment import RandAugment
 from lookupjax.data.resize import (
     Image,
@@ -176,6 +187,37 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class RandomScaledCrop:
+    """A window of `size` at a uniform place of the image at a random scale, its aspect ratio kept.
+
+    The shorter side becomes max(size) / crop_pct pixels times a uniform factor in `scale` (scenic's videos).
+    """
+
+    size: tuple[int, int]
+    crop_pct: float | int = 0.875
+    scale: tuple[float, float] = (0.9, 1.33)
+    interpolation: str = "auto"
+
+    random: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_interpolation(self.interpolation)
+        if self.scale[0] < self.crop_pct:
+            raise UserError(
+                f"random_scaled_crop: at scale {self.scale[0]} the shorter side is less than the crop; "
+                f"raise it to crop_pct={self.crop_pct} or more"
+            )
+
+    def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        short = max(self.size) / self.crop_pct * random.uniform(*self.scale)
+        step = min(image.shape[:2]) / short  # pixels here per pixel of the result
+        sides = [min(round(n * step), whole) for n, whole in zip(self.size, image.shape)]
+        top, left = (int(random.integers(whole - n + 1)) for n, whole in zip(sides, image.shape))
+        window = image[top : top + sides[0], left : left + sides[1]]
+        return resize_image(window, self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
 class RandomFlip:
     """Left-right, with probability one half."""
 
@@ -248,17 +290,20 @@ class RandomGrey:
 class ColourJitter:
     """Brightness, contrast and saturation factors uniform in [1 - s, 1 + s], in random order.
 
-    `hue` turns by up to that share of the circle (at most 0.5).
+    `hue` turns by up to that share of the circle (at most 0.5). With `probability` it happens at all.
     """
 
     brightness: float | int = 0.4
     contrast: float | int = 0.4
     saturation: float | int = 0.4
     hue: float | int = 0.0
+    probability: float | int = 1.0
 
     random: ClassVar[bool] = True
 
     def __call__(self, image: Image, random: np.random.Generator) -> Image:
+        if self.probability < 1.0 and random.random() >= self.probability:
+            return image
         steps = (
             (colour.brightness, self.brightness),
             (colour.contrast, self.contrast),
@@ -346,6 +391,14 @@ TRANSFORMS = {
     "colour_jitter": ColourJitter,
     "random_erasing": RandomErasing,
     "normalize": Normalize,
+    "random_scaled_crop": RandomScaledCrop,
+    "random_clip": RandomClip,
+    "even_clips": EvenClips,
+    "random_segments": RandomSegments,
+    "even_segments": EvenSegments,
+    "split_frames": SplitFrames,
+    "shuffle_frames": ShuffleFrames,
+    "spatial_crops": SpatialCrops,
 }
 
 
@@ -413,9 +466,22 @@ def apply_example(
         draws = (random,) if getattr(transform, "random", False) else ()
         if getattr(transform, "whole", False):
             example = transform(example, *draws)
+        elif example["image"].ndim > 3 and not getattr(transform, "clip", False):
+            example = example | {"image": each_frame(transform, example["image"], *draws)}
         else:
             example = example | {"image": transform(example["image"], *draws)}
     return example
+
+
+def each_frame(transform: Callable, clip: np.ndarray, *draws: np.random.Generator) -> np.ndarray:
+    """A transform of images on every frame of a clip (..., h, w, c), with the same draws for each."""
+    states = [random.bit_generator.state for random in draws]
+    frames = []
+    for frame in clip.reshape(-1, *clip.shape[-3:]):
+        for random, state in zip(draws, states):
+            random.bit_generator.state = state
+        frames.append(transform(frame, *draws))
+    return np.stack(frames).reshape(*clip.shape[:-3], *frames[0].shape)
 
 
 def read_image(path: str | Path, channels: int) -> Image:

@@ -2,7 +2,8 @@
 
 The start from a ViT is ours, not the paper's: patch embedding, positions, the compressed stream's
 self-attention and MLP, and its final norm are those of the ViT; gathering, infusion, the lookup MLP, the
-lookup stream's final norm and both heads keep their initial values.
+lookup stream's final norm and both heads keep their initial values. A video model starts from an image
+ViT or LookupViT: the patch kernel is inflated as `tubelet_init` says, position tables repeat over time.
 """
 
 import re
@@ -18,6 +19,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop import vit
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict
+from lookupjax.layers.embed import image_to_video
 from lookupjax.layers.position import resize_grid
 from lookupjax.models.lookupvit import LookupViT
 from lookupjax.paths import named_leaves
@@ -39,7 +41,10 @@ FROM_VIT = (  # (our path, the ViT's)
 )
 
 
-def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any:
+OPTIONS = ("tubelet_init",)  # of the model, which `parameter` takes
+
+
+def parameter(params: StateDict, path: str, shape: tuple[int, ...], *, tubelet_init: str = "central") -> Any:
     """Our parameter at `path` from arrays of our own names, or from a ViT's file of any kind.
 
     Raises:
@@ -47,10 +52,12 @@ def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any:
       ValueError: when it has another size.
     """
     if "embed/kernel" in params:
-        return params[reference_name(path)]
+        return image_to_video(path, params[reference_name(path)], shape, tubelet_init)
     for pattern, name in FROM_VIT:
         if re.search(pattern, path):
-            return vit.parameter(params, re.sub(pattern, name, path), shape)
+            video = len(shape) > 3 + (path == "embed/kernel")
+            value = vit.parameter(params, re.sub(pattern, name, path), shape[1:] if video else shape)
+            return image_to_video(path, value, shape, tubelet_init)
     raise UserError("a ViT has no such part")
 
 

@@ -4,6 +4,7 @@ An adapter `interop/<family>.py` offers `parameter(params, path, shape)`: our pa
 file's arrays. Whatever it cannot give is missing, whatever it does not read is unexpected.
 """
 
+import functools
 import importlib
 import pkgutil
 import re
@@ -106,16 +107,29 @@ def adapter(model: nnx.Module) -> Any:
     raise UserError(f"weights from files cannot be loaded into {family}: it has no adapter for them")
 
 
+def reader(model: nnx.Module, params: Params) -> ValueOf:
+    """value_of(path, shape) by the adapter of the model's family.
+
+    `OPTIONS` of an adapter names attributes of the model that its `parameter` takes beside.
+
+    Raises:
+      UserError: when the family has none.
+    """
+    module = adapter(model)
+    options = {name: getattr(model, name) for name in getattr(module, "OPTIONS", ())}
+    return functools.partial(module.parameter, params, **options)
+
+
 def is_position_table(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether this is a table of positions on a grid (height, width, d), such as "pos" or "pos_lookup"."""
-    return len(shape) == 3 and path.rpartition("/")[2].startswith("pos")
+    """Whether this is a table of positions on a grid ([time,] height, width, d), such as "pos_lookup"."""
+    return len(shape) in (3, 4) and path.rpartition("/")[2].startswith("pos")
 
 
-def _stored_table(value_of: ValueOf, path: str, width: int) -> np.ndarray | None:
+def _stored_table(value_of: ValueOf, path: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """A position table at the square grid that it is stored with."""
     for n in range(1, LARGEST_GRID):
         try:
-            return np.asarray(value_of(path, (n, n, width)))
+            return np.asarray(value_of(path, (*shape[:-3], n, n, shape[-1])))
         except (UserError, KeyError):
             return None
         except ValueError:
@@ -135,7 +149,7 @@ def stored_value(value_of: ValueOf, path: str, shape: tuple[int, ...]) -> np.nda
     except (UserError, KeyError):
         raise
     except ValueError:
-        table = _stored_table(value_of, path, shape[-1]) if is_position_table(path, shape) else None
+        table = _stored_table(value_of, path, shape) if is_position_table(path, shape) else None
         if table is None:
             raise
         return table
@@ -162,8 +176,8 @@ def gather_values(
         except ValueError as error:
             report.missing[path] = f"not {shape}: {error}"
             continue
-        if value.shape != shape and is_position_table(path, shape) and value.ndim == 3:
-            old, new = value.shape[:2], shape[:2]
+        if value.shape != shape and is_position_table(path, shape) and value.ndim == len(shape):
+            old, new = value.shape[:-1], shape[:-1]
             value = np.asarray(resize_grid(jnp.asarray(value, jnp.float32), new, method=pos_resize))
             report.resized[path] = f"{format_grid(old)} -> {format_grid(new)}"
         if value.shape != shape:
@@ -199,7 +213,7 @@ def load_weights(
     leaves = named_leaves(pure)
     values, report = gather_values(
         {name: leaf.shape for name, leaf in leaves.items()},
-        lambda name, shape: module.parameter(params, name, shape),
+        reader(model, params),
         pos_resize=pos_resize or getattr(model, "pos_resize", "linear"),
     )
     report.unexpected = unread(module, params)

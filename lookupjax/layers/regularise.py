@@ -20,17 +20,21 @@ def dropout(x: Float[Array, "*s"], rate: float, rngs: nnx.Rngs | None) -> Float[
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def drop_path(branch: Float[Array, "b *s"], rate: Rate, rngs: nnx.Rngs | None) -> Float[Array, "b *s"]:
+def drop_path(
+    branch: Float[Array, "b *s"], rate: Rate, rngs: nnx.Rngs | None, *, rescale: bool = True
+) -> Float[Array, "b *s"]:
     """Stochastic depth (arXiv 1603.09382): drops a residual branch per example.
 
-    Kept branches are rescaled by 1 / (1 - rate). `rate` may be traced (a value scanned over layers).
+    Kept branches are rescaled by 1 / (1 - rate), unless `rescale` is off (scenic's video models). `rate` may
+    be traced (a value scanned over layers).
     """
     if rngs is None or (isinstance(rate, float) and rate == 0.0):
         return branch
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     mask = jax.random.bernoulli(rngs.drop_path(), keep, shape)
-    return jnp.where(mask, branch / keep.astype(branch.dtype), jnp.zeros_like(branch))
+    kept = branch / keep.astype(branch.dtype) if rescale else branch
+    return jnp.where(mask, kept, jnp.zeros_like(branch))
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:

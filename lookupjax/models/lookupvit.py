@@ -41,13 +41,15 @@ SIZES = {
     "b": dict(dim=768, depth=12, num_heads=12),
     "l": dict(dim=1024, depth=24, num_heads=16),
 }
-VARIANTS = {f"{size}16": dims | dict(patch=(16, 16)) for size, dims in SIZES.items()}
+VARIANTS: dict[str, dict] = {f"{size}16": dims | dict(patch=(16, 16)) for size, dims in SIZES.items()}
 VARIANTS["mu"] = SIZES["mu"] | dict(patch=(4, 4), pos_grid=(8, 8), compressed=(3, 3))
-VARIANTS |= {  # 16-frame clips: tubelets of two frames, 8 x 14 x 14 lookup tokens
-    f"video_{size}16x2": SIZES[size] | dict(patch=(2, 16, 16), pos_grid=(8, 14, 14), compressed=(8, 5, 5))
-    for size in ("mu", "s", "b", "l")
+VARIANTS |= {  # 32-frame clips: tubelets of two frames, 16 x 14 x 14 lookup tokens
+    f"video_{size}16x2": SIZES[size] | dict(patch=(2, 16, 16), pos_grid=(16, 14, 14), compressed=(8, 5, 5))
+    for size in ("s", "b", "l")
 }
-INPUT_SIZE = {"mu": (32, 32)} | {name: (16, 224, 224) for name in VARIANTS if name.startswith("video")}
+VARIANTS["video_mu"] = SIZES["mu"] | dict(patch=(2, 8, 8), pos_grid=(4, 4, 4), compressed=(2, 2, 2))
+INPUT_SIZE = {"mu": (32, 32), "video_mu": (8, 32, 32)}
+INPUT_SIZE |= {name: (32, 224, 224) for name in VARIANTS if name.startswith("video_") and name[-2:] == "x2"}
 PUBLISHED = {
     f"{size}16": Published(
         params=params,
@@ -57,6 +59,12 @@ PUBLISHED = {
     )
     for size, params, gmacs in (("s", 34_911_824, 2.18), ("b", 137_061_584, 8.47), ("l", 481_991_632, 29.72))
 }
+PUBLISHED["video_b16x2"] = Published(
+    gmacs=131.8,
+    size=(32, 224, 224),
+    source="counted from the paper's definition",
+    note="8x5x5 compressed tokens; ViViT's joint model of the same clip takes 451.3",
+)
 POOLS = ("norm_mean", "mean_norm")
 POSITIONS = ("shared", "separate")
 
@@ -163,6 +171,7 @@ class LookupViT(nnx.Module):
         on `pos_compressed_grid` (default: `compressed`).
       antialias: of T; position tables of their own are always resized with antialias.
       pos_init: standard deviation of the initial position tables; patches of few pixels need more.
+      tubelet_init: of the kernel of a 3-axis `patch`, see `models.vivit.ViViT`; also of an image model's.
       attention, attention_options: mixer of the compressed self-attention.
       dtype: compute dtype; parameters, softmax, norms' statistics and resizing stay float32.
       remat, scan: see `run_blocks`.
@@ -196,6 +205,7 @@ class LookupViT(nnx.Module):
         pool: str = "norm_mean",
         eps: float = 1e-6,
         pos_init: float = 0.02,
+        tubelet_init: str = "central",
         attention: str = "softmax",
         attention_options: dict | None = None,
         dropout: float = 0.0,
@@ -212,10 +222,10 @@ class LookupViT(nnx.Module):
         self.compressed = self.check_grid(compressed)
         self.dim, self.num_heads, self.pool, self.antialias = dim, num_heads, pool, antialias
         self.dropout, self.drop_path, self.remat, self.scan = dropout, drop_path, remat, scan
-        self.dtype = dtype
+        self.tubelet_init, self.dtype = tubelet_init, dtype
         cross = dict(pre_norm=cross_pre_norm, qk_norm=qk_norm, out_proj=out_proj)
         cross |= dict(reuse=reuse, impl=cross_impl, eps=eps)
-        self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)
+        self.embed = PatchEmbed(self.patch, channels, dim, time=tubelet_init, dtype=dtype, rngs=rngs)
         self.pos_lookup = position_table((*self.pos_grid, dim), rngs, pos_init)
         own_grid = self.check_grid(pos_compressed_grid or compressed)
         self.pos_compressed = position_table((*own_grid, dim), rngs, pos_init) if pos == "separate" else None

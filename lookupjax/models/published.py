@@ -11,7 +11,7 @@ class Published(NamedTuple):
       gmacs: 1e9 multiply-accumulates of one input, or None; ours agree within 2 %.
       gmacs_extra: what the published count leaves out (1e9); `note` says what it is.
       top1: ImageNet-1K accuracy in percent, of the paper or the official release.
-      size: input (height, width) of `gmacs` and `top1`.
+      size: input (height, width), of videos (frames, height, width), of `gmacs` and `top1`.
       source: where the figures stand.
     """
 
@@ -19,6 +19,6 @@ class Published(NamedTuple):
     gmacs: float | None = None
     gmacs_extra: float = 0.0
     top1: float | None = None
-    size: tuple[int, int] = (224, 224)
+    size: tuple[int, ...] = (224, 224)
     source: str = ""
     note: str = ""

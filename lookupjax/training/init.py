@@ -7,6 +7,8 @@ and not `exclude`:
 
     found with the same shape         loaded
     found, a position table           resized to the new grid
+    an image model's, of a video one  its patch kernel inflated as model.tubelet_init says, its position
+                                      table repeated over time, its attention also that over time
     found, a head of another shape    left at its initial values ("replaced")
     anything else                     an error: name it in `exclude` to train it from scratch
 
@@ -32,6 +34,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.errors import UserError
 from lookupjax.interop import weights
+from lookupjax.layers.embed import image_to_video
 from lookupjax.layers.position import resize_grid
 from lookupjax.paths import check_patterns, map_named, named_leaves
 from lookupjax.training.state import TrainState
@@ -47,15 +50,17 @@ class LoadReport:
     source: str
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    inflated: list[str] = field(default_factory=list)  # from an image model's
     replaced: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # excluded, or not included
     missing: list[str] = field(default_factory=list)  # not in the source, or of another shape there
     unexpected: list[str] = field(default_factory=list)  # in the source only
 
     def lines(self) -> list[str]:
-        total = sum(map(len, (self.loaded, self.resized, self.replaced, self.skipped, self.missing)))
+        kinds = (self.loaded, self.resized, self.inflated, self.replaced, self.skipped, self.missing)
+        total = sum(map(len, kinds))
         shown = [f"initialised from {self.source}: {len(self.loaded)} of {total} arrays loaded"]
-        for kind in ("resized", "replaced", "skipped", "missing", "unexpected"):
+        for kind in ("resized", "inflated", "replaced", "skipped", "missing", "unexpected"):
             names = getattr(self, kind)
             if names:
                 more = f" and {len(names) - 8} more" if len(names) > 8 else ""
@@ -64,7 +69,9 @@ class LoadReport:
 
     def check(self, strict: bool) -> None:
         """Raises UserError for what is missing; with `strict`, for all that is not loaded as it stands."""
-        wrong = self.missing + (self.resized + self.replaced + self.unexpected if strict else [])
+        wrong = self.missing + (
+            self.resized + self.inflated + self.replaced + self.unexpected if strict else []
+        )
         if wrong or not self.loaded:
             raise UserError(
                 "config.init does not fit this model"
@@ -105,7 +112,8 @@ def initialise(
     else:
         directory = find_checkpoint(path)
         source, where = read_weights(directory, target, wanted, mesh), str(directory.parent)
-    values, report = fit(target, source, wanted, where)
+    inflation = getattr(model, "tubelet_init", "random")
+    values, report = fit(target, source, wanted, where, inflation)
     report.check(options.strict)
     values = {f"{part}{name}": x for name, x in values.items()}
     params = map_named(lambda n, x: values.get(n, x), state.params)
@@ -124,10 +132,11 @@ def read_file(
     Raises:
       UserError: for an unreadable file, or a model whose family has no adapter.
     """
-    module, params, found = weights.adapter(model), weights.read_weights(path), {}
+    params, found = weights.read_weights(path), {}
+    module, value_of = weights.adapter(model), weights.reader(model, params)
     for name, x in target.items():
         try:
-            value = weights.stored_value(partial(module.parameter, params), name, x.shape)
+            value = weights.stored_value(value_of, name, x.shape)
         except (KeyError, ValueError):  # also UserError: missing, which `fit` reports
             continue
         if wanted(name):
@@ -190,28 +199,48 @@ def read_weights(
 
 
 def fit(
-    target: Mapping[str, jax.Array], source: Mapping[str, Any], wanted: Callable[[str], bool], where: str
+    target: Mapping[str, jax.Array],
+    source: Mapping[str, Any],
+    wanted: Callable[[str], bool],
+    where: str,
+    inflation: str = "random",
 ) -> tuple[dict[str, jax.Array], LoadReport]:
-    """The arrays that `target` takes from `source`, in its shapes, dtypes and shardings, and the report."""
+    """The arrays that `target` takes from `source`, in its shapes, dtypes and shardings, and the report.
+
+    Args:
+      inflation: how an image's patch kernel becomes that of tubelets, see `layers.embed.inflate`; "random"
+        leaves it missing.
+    """
     report, values = LoadReport(where), {}
     for name, x in target.items():
+        found = source.get(name, source.get(name.replace("/time_attn/", "/attn/")))
+        change = f"{name} {_shape(found)} -> {_shape(x)}" if found is not None else name
         if not wanted(name):
             report.skipped.append(name)
-        elif name in source and source[name].shape == x.shape:
-            values[name] = source[name].astype(x.dtype)
+        elif found is not None and found.shape == x.shape:
+            values[name] = found.astype(x.dtype)
             report.loaded.append(name)
-        elif name in source and POSITION.search(name) and (grids := table_grids(source[name].shape, x.shape)):
-            resize = jax.jit(resize_table, static_argnums=(1, 2), out_shardings=x.sharding)
-            values[name] = resize(source[name], *grids).astype(x.dtype)
-            report.resized.append(f"{name} {_shape(source[name])} -> {_shape(x)}")
-        elif HEAD.search(name):
-            report.replaced.append(
-                f"{name} {_shape(source[name])} -> {_shape(x)}" if name in source else name
-            )
+        elif found is not None and (convert := converter(name, found.shape, x.shape, inflation)):
+            values[name] = jax.jit(convert, out_shardings=x.sharding)(found).astype(x.dtype)
+            (report.inflated if found.ndim < x.ndim else report.resized).append(change)
         else:
-            report.missing.append(f"{name} {_shape(source[name])} -> {_shape(x)}" if name in source else name)
+            (report.replaced if HEAD.search(name) else report.missing).append(change)
     report.unexpected += [name for name in source if name not in target]
     return values, report
+
+
+def converter(
+    name: str, old: tuple[int, ...], new: tuple[int, ...], inflation: str
+) -> Callable[[jax.Array], jax.Array] | None:
+    """What makes an array of shape `old` the parameter `name` of shape `new`, or None."""
+    if inflation == "random" and name.endswith("embed/kernel"):
+        return None
+    inflate = partial(image_to_video, name, shape=new, how=inflation)
+    inflated = jax.eval_shape(inflate, jax.ShapeDtypeStruct(old, jnp.float32)).shape
+    if inflated == new:
+        return inflate
+    grids = table_grids(inflated, new) if POSITION.search(name) else None
+    return (lambda table: resize_table(inflate(table), *grids)) if grids else None
 
 
 Grid = tuple[int, ...]
