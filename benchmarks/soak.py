@@ -59,8 +59,9 @@ def live(workdir: Path, steps: int, until: int | None) -> tuple[int, list[int]]:
         step = max(losses(workdir), default=0) if (workdir / "metrics.jsonl").exists() else 0
         first = step if first is None and (workdir / "attempts.json").exists() else first
         try:
-            if step > (first or 0) + WARM:
-                resident.append(watched.memory_info().rss)
+            now = watched.memory_info().rss  # 0 once it has ended
+            if now and step > (first or 0) + WARM:
+                resident.append(now)
         except psutil.NoSuchProcess:
             break
         if until is not None and step >= until:

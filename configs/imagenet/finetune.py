@@ -7,7 +7,7 @@ Argument: a model name (that of the run), resolution, "shifts", "smoke". Default
 
 Position tables are resized to the new resolution and a head for other classes starts anew. Recipe:
 AugReg's fine-tuning, SGD with momentum, 20,000 steps of 512 images (8 epochs), learning rate 0.03 (0.01 and
-0.003 are the other ones to try), no weight decay, no mixing. Topology: 8 TPU v4 chips or 8 H100. Cost:
+0.003 are the other ones to try), no weight decay, no mixing. Topology: v4:2x2x2 (8 chips) or 8 H100. Cost:
 LookupViT-B/16 5x5 at 384 (19.7 GMACs) takes 1.2e18 FLOP, under half an hour on 8 v4 chips at 40 % of their
 peak; ViT-B/16 at 384 (55.4) three times that. Expected: ViT-B/16 from ImageNet-21K 85.49 % at 384 (the AugReg
 release) and 84.0 % at 224; of LookupViT no table could be had.

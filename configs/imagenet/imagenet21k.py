@@ -8,7 +8,7 @@ choice for B/16 (big_vision's vit_i21k.py).
 
 The first 51,200 images of the prepared (shuffled) set are held out for evaluation. AugReg trains sigmoid
 cross-entropy with a head bias of -10, this softmax cross-entropy, because our heads start at zero; weight
-decay 0.03 for 300 epochs, 0.1 for 30. Topology: 32 TPU v4 chips, batch 4096. Cost: 300 epochs of
+decay 0.03 for 300 epochs, 0.1 for 30. Topology: v4:2x4x4 (32 chips), batch 4096. Cost: 300 epochs of
 LookupViT-B/16 5x5 take 2.2e20 FLOP, about 17 hours on 32 v4 chips at 40 % of their peak; ViT-B/16 twice that.
 Expected after fine-tuning: ViT-B/16 85.49 % at 384 (the AugReg release), 84.0 % at 224; of LookupViT no table
 could be had.

@@ -13,7 +13,10 @@ _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\([^=]*?\)|\S+) ([\w-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|called_computations)=\{?%?([\w.-]+)")
+_COMMENT = re.compile(r"/\*.*?\*/")  # "/*index=5*/" in long tuples
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_BOUND = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
@@ -36,8 +39,22 @@ def array_bytes(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _trips(line: str, bounds: dict[str, list[str]]) -> int:
+    """How often the loop of this line runs; 1 when the module does not say."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = _CONDITION.search(line)
+    bound = bounds[condition[1]] if condition else []
+    return int(bound[0]) if len(bound) == 1 else 1
+
+
 def instructions(text: str) -> list[Instruction]:
-    """Every instruction of a module, with how often one execution runs it."""
+    """Every instruction of a module, with how often one execution runs it.
+
+    CPU modules say how often a loop runs; in a TPU module it is the constant its condition compares with.
+    """
+    text = _COMMENT.sub("", text)
+    bounds: dict[str, list[str]] = defaultdict(list)
     found: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     entry = computation = ""
@@ -49,8 +66,8 @@ def instructions(text: str) -> list[Instruction]:
             name, kind_of, kind = match.groups()
             operation = _OPERATION.search(line)
             found[computation].append((name, kind_of, kind, operation[1] if operation else ""))
-            trips = _TRIPS.search(line) if kind == "while" else None
-            times = int(trips[1]) if trips else 1
+            bounds[computation] += _BOUND.findall(line)
+            times = _trips(line, bounds) if kind == "while" else 1
             calls[computation] += [(called, times) for called in _CALLED.findall(line)]
     runs: Counter[str] = Counter()
 

@@ -73,8 +73,14 @@ HLO = """
 HloModule jit_step
 
 %body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %ar = f32[8,4]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  %ar = (f32[4,4]{1,0}, /*index=1*/f32[4,4]{1,0}) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%add
   ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %ar)
+}
+
+%condition (arg: (s32[], f32[8,4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(3)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
 }
 
 ENTRY %main (p: f32[4,4]) -> f32[8,4] {
@@ -87,8 +93,12 @@ ENTRY %main (p: f32[4,4]) -> f32[8,4] {
 """
 
 
-def test_collectives_in_loops_count_as_often_as_they_run():
-    found = collectives(instructions(HLO))
+KNOWN = 'backend_config={"known_trip_count":{"n":"3"}}'
+
+
+@pytest.mark.parametrize("trips", [KNOWN, "condition=%condition"], ids=["cpu", "tpu"])
+def test_collectives_in_loops_count_as_often_as_they_run(trips):
+    found = collectives(instructions(HLO.replace(KNOWN, trips)))
     assert found == {"all-reduce": (3, 3 * 128), "all-gather": (1, 128)}
     assert array_bytes("(f32[8,128]{1,0}, bf16[4], pred[], u8[3])") == (4096, 8, 1, 3)
 
