@@ -44,7 +44,7 @@ def main() -> int:
         floor = re.search(r"floor of the step time: (.*) \(", ran.stdout)
         if ran.returncode or not memory or not floor:
             wrong = 1
-            print(ran.stdout + ran.stderr, file=sys.stderr)
+            print(f"{ran.stdout}\n{ran.stderr[-2000:]}", file=sys.stderr)
         cells = [memory[1] if memory else "does not compile", floor[1] if floor else ""]
         settings = " ".join(["", *(override.removeprefix("--config.") for override in overrides)])
         print(f"| `{config}`{settings} | {topology} | {cells[0]} | {cells[1]} |", flush=True)

@@ -71,10 +71,12 @@ def tpu_devices(topology: str) -> list[Any]:
         import libtpu  # noqa: F401
     except ImportError:
         raise UserError("compiling for TPUs needs libtpu: pip install 'lookupjax[tpu]'") from None
-    if topology.partition(":")[0] not in CHIPS:
+    chip = topology.partition(":")[0]
+    if chip not in CHIPS:
         raise UserError(f"--topology={topology} must be CHIP:SIZE with a chip of {list(CHIPS)}")
+    options = {"chip_config_name": "megacore"} if chip == "v4" else {}  # its two cores as one device
     try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as error:  # what libtpu raises is not documented
         raise UserError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
 

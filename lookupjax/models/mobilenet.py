@@ -106,6 +106,7 @@ VARIANTS: dict[str, dict] = {
         version="v3",
         table=(Row(16, 16), *(Row(32, d, 3, 2, "hard_swish", True) for d in (16, 24, 24, 32))),
         hidden=32,
+        momentum=0.9,
     ),
     "v1": dict(version="v1", table=V1),
     "v1_075": dict(version="v1", table=V1, width=0.75),
@@ -142,10 +143,19 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, row: Row, d_in: int, d_out: int, hidden: int, version: str, *, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        row: Row,
+        d_in: int,
+        d_out: int,
+        hidden: int,
+        version: str,
+        *,
+        momentum: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        form = FORMS[version]
-        options = dict(kernel_init=KERNEL_INIT, eps=form.eps, momentum=form.momentum, dtype=dtype, rngs=rngs)
+        eps = FORMS[version].eps
+        options = dict(kernel_init=KERNEL_INIT, eps=eps, momentum=momentum, dtype=dtype, rngs=rngs)
         act = dict(activation=row.activation)
         self.expand = ConvNorm(d_in, hidden, 1, **act, **options) if hidden != d_in else None
         self.depthwise = ConvNorm(
@@ -182,6 +192,8 @@ class MobileNet(Staged):
       table: the blocks, with widths before scaling by `width`. Layer 0 is the stem, block i layer i.
       last: width of the last 1x1 convolution (V2: 1280, not scaled down); V3's is 6 times its input.
       hidden: width of the hidden layer before the classifier, 0 for none.
+      momentum: weight of the old statistics in BatchNorm; None is the version's own (V3: 0.99, which takes
+        hundreds of steps to settle).
       subspace: ((layer, "after" | "instead"), ...): where ULSAM modules of `subspaces` groups stand. Only a
         block that keeps the shape can be replaced.
       cuts: first layer of every stage; default: stages end before the maps are halved.
@@ -197,6 +209,7 @@ class MobileNet(Staged):
         width: float = 1.0,
         last: int = 0,
         hidden: int = 0,
+        momentum: float | None = None,
         subspace: tuple[tuple[int, str], ...] = (),
         subspaces: int = 4,
         cuts: tuple[int, ...] | None = None,
@@ -210,7 +223,8 @@ class MobileNet(Staged):
         if version not in FORMS:
             raise UserError(f"version={version!r} is unknown; choose one of {tuple(FORMS)}")
         form = FORMS[version]
-        options = dict(kernel_init=KERNEL_INIT, eps=form.eps, momentum=form.momentum, dtype=dtype, rngs=rngs)
+        momentum = form.momentum if momentum is None else momentum
+        options = dict(kernel_init=KERNEL_INIT, eps=form.eps, momentum=momentum, dtype=dtype, rngs=rngs)
         d = scaled(form.stem, width)
         layers: list[nnx.Module] = [
             ConvNorm(channels, d, 3, stride=2, padding=1, activation=form.activation, **options)
@@ -223,7 +237,7 @@ class MobileNet(Staged):
             if i in replaced:
                 layers.append(SubspaceAttention(d, subspaces, dtype=dtype, rngs=rngs))
             else:
-                layers.append(Block(row, d, d_out, inner, version, dtype=dtype, rngs=rngs))
+                layers.append(Block(row, d, d_out, inner, version, momentum=momentum, dtype=dtype, rngs=rngs))
             d = d_out
             widths.append(d)
             strides.append(row.stride)

@@ -127,6 +127,7 @@ def test_ahead_of_time_for_a_tpu(here, capsys):
     assert aot.main(arguments("--topology=v5e:2x2")) == 0
     text = capsys.readouterr().out
     assert "on 4 x TPU v5 lite" in text and "of 16.00 GiB" in text and "floor of the step time" in text
+    assert len(aot.tpu_devices("v4:2x2x1")) == 4  # its two cores are one device
 
 
 def test_what_does_not_fit_is_named():
