@@ -51,7 +51,7 @@ def main() -> None:
             temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
             notes[key] = (
                 f"traced {middle - start:5.1f} s, compiled {end - middle:5.1f} s, "
-                f"temporaries {temporaries:6.0f} MiB"
+                f"{temporaries:6.0f} MiB temporaries"
             )
             steps[key], states[key], seconds[key] = program, experiment.create_state(), []
         for round_number in range(args.rounds + 1):  # the first warms up
