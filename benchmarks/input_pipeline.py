@@ -1,6 +1,6 @@
 """How fast the input pipeline is on one core, against decoding and resizing alone.
 
-    python benchmarks/input_pipeline.py [--rounds=5] [--accelerator=2500 ...]
+    python benchmarks/input_pipeline.py [--rounds=9] [--accelerator=2500 ...]
 
 Images: fabricated JPEGs with the size, bytes and detail of ImageNet's average (500x375, about 110 kB), the
 few of them standing for 1,281,167. Bare: `cv2.imdecode` and `cv2.resize` to 224x224, bytes in memory.
@@ -22,7 +22,7 @@ from lookupjax.data.config import default_data_config
 from lookupjax.data.loader import train_iterator
 from lookupjax.recipes import AUGREG, DEIT, IMAGENET_1K, imagenet
 
-IMAGES, BATCH = 192, 32
+IMAGES, BATCH = 384, 32
 
 
 def photograph(seed: int) -> bytes:
@@ -90,7 +90,7 @@ class Long:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--accelerator", type=float, nargs="*", default=[1000.0, 2500.0], metavar="IMAGES/S")
     args = parser.parse_args()
     cv2.setNumThreads(0)

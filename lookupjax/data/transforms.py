@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from lookupjax.data import colour
 from lookupjax.data.clips import (
@@ -47,12 +48,19 @@ from lookupjax.errors import UserError, nearest
 def decode_image(encoded: bytes, channels: int) -> Image:
     """Encoded bytes (PNG, JPEG, anything OpenCV reads) as uint8 (h, w, channels), RGB or grey.
 
+    A camera's orientation tag is not followed, as in the pipelines that ImageNet's accuracies come from.
+
     Raises:
       ValueError: when they are no image.
     """
+    if encoded[:2] == b"\xff\xd8" and channels == 3:  # a JPEG: OpenCV's pixels, some per cent faster
+        try:
+            return simplejpeg.decode_jpeg(encoded, "RGB")
+        except ValueError:
+            pass  # OpenCV reads damaged files as far as they go
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # an empty buffer
         image = None
     if image is None:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import jax
 import miniature
 import numpy as np
@@ -81,6 +82,20 @@ def test_grey_cmyk_and_png_become_rgb_as_pillow_decodes_them(prepared):
         decoded, expected = decode_image(image, 3).astype(int), np.asarray(picture.convert("RGB")).astype(int)
         assert np.abs(decoded - expected).mean() < 1.5
     assert modes == {("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB")}
+
+
+def test_a_jpeg_is_decoded_as_opencv_does_and_not_turned():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by 90 degrees
+    for options in ({}, {"exif": turned}):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", **options)
+        encoded = np.frombuffer(file.getvalue(), np.uint8)
+        expected = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        assert expected.shape == (24, 40, 3)
+        np.testing.assert_array_equal(decode_image(file.getvalue(), 3), expected)
+        assert decode_image(file.getvalue(), 1).shape == (24, 40, 1)
 
 
 def test_a_tree_gives_the_same_dataset(mini, prepared, tmp_path):
