@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from lookupjax.data.config import default_data_config
 from lookupjax.errors import UserError, nearest
 
-FREE = ("model", "task", "evaluators", "baselines")  # keys are checked by what is created from them
+# keys of these are checked by what is created from them
+FREE = ("model", "task", "evaluators", "baselines", "pretraining")
 
 
 def default_config() -> ConfigDict:
@@ -64,6 +65,9 @@ def default_config() -> ConfigDict:
             accumulate=1,  # microbatches per step
             ema=0.0,  # decay of the parameters' moving average, which is then what is evaluated; 0: none
             frozen=(),  # patterns of parameters that are not trained
+            # of a captioner whose encoder is frozen: compute its tokens of the training images once, without
+            # augmentation, keep them in workdir/tokens and train on them
+            cache_tokens=False,
             mesh=dict(data=-1, fsdp=1, model=1),  # -1: all remaining devices
             # further (parameter pattern, axis that "model" splits), before those of training/sharding.py
             tensor_rules=(),
@@ -80,6 +84,9 @@ def default_config() -> ConfigDict:
             ),
             # what to start from when the work directory has no checkpoint, see lookupjax.training.init
             init=dict(path="", module="", include=(), exclude=(), strict=False),
+            # changes to this config: a run in workdir/pretraining that comes first and whose weights are then
+            # the init.path of this one
+            pretraining={},
             profile=dict(after=10, steps=0),  # trace so many steps into workdir/profile, after the first ...
             check_nans=False,  # name the operation that made the first NaN; slow
             # {name: changes to this config}: further runs, in workdir/baselines/name
@@ -184,6 +191,15 @@ def apply_changes(config: ConfigDict, changes: dict) -> ConfigDict:
     _merge(changed, changes, "")
     changed.baselines, changed.report = ConfigDict(), False
     return changed
+
+
+def pretraining(config: ConfigDict) -> ConfigDict | None:
+    """The config of the run that comes first, or None: this one, without what concerns a trained encoder (and
+    without evaluators), changed as it says."""
+    if not config.pretraining:
+        return None
+    none = dict(evaluators={}, frozen=(), cache_tokens=False, pretraining={}, init=dict(path="", module=""))
+    return apply_changes(apply_changes(config, none), config.pretraining.to_dict())
 
 
 def parse_literal(text: str) -> Any:

@@ -1,7 +1,8 @@
-"""python -m lookupjax.predict --workdir=DIR IMAGE... [--compressed=3x3] [--attention_map=OUT.png]
+"""python -m lookupjax.predict --workdir=DIR [--caption] IMAGE... [--compressed=3x3] [--attention_map=OUT.png]
 
-Prints the most probable classes of each image file; a super-resolution model writes it enlarged to --output
-instead. Files that cannot be read are named and skipped; the exit status is then 1.
+Prints the most probable classes of each image file; with --caption its caption (of a captioner), and a
+super-resolution model writes it enlarged to --output. Files that cannot be read are named and skipped; the
+exit status is then 1.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from lookupjax.analysis.plots import compressed_footprints
 from lookupjax.data.sources import dataset_info
 from lookupjax.data.transforms import apply, build_transforms, read_image, write_image
 from lookupjax.errors import UserError
+from lookupjax.evaluation.captions import decoding_options
 from lookupjax.grids import parse_grid
+from lookupjax.tasks.captioning import Captioning
 from lookupjax.tasks.super_resolution import SuperResolution
-from lookupjax.training.experiment import check_compressed
+from lookupjax.training.experiment import Experiment, check_compressed
 from lookupjax.workdir import disk_errors, load_model
 
 
@@ -50,6 +53,18 @@ def write_enlarged(model: nnx.Module, images: dict[str, np.ndarray], directory: 
         print(f"{path}: {height}x{width} -> {pixels.shape[0]}x{pixels.shape[1]} {target}")
 
 
+def print_captions(
+    experiment: Experiment, model: nnx.Module, images: dict[str, np.ndarray], beams: int
+) -> None:
+    """Prints a caption of every image and its score."""
+    options, tokenizer = decoding_options(experiment.context([]), None, dict(beams=beams))
+    write = jax.jit(lambda model, x: model.write(x, options))
+    for path, image in images.items():
+        written = write(model, jnp.asarray(image)[None])
+        text = tokenizer.decode(np.asarray(written["tokens"][0]))
+        print(f"{path}: {text} ({float(written['score'][0]):.2f})")
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lookupjax.predict", description=__doc__.split("\n\n")[1])
     parser.add_argument("--workdir", required=True, type=Path)
@@ -58,11 +73,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--attention_map", type=Path, metavar="OUT.png", help="where the tokens look")
     parser.add_argument("--output", type=Path, default=Path(), help="directory for enlarged images")
     parser.add_argument("--top", type=int, default=3, help="classes to print per image")
+    parser.add_argument("--caption", action="store_true", help="write captions")
+    parser.add_argument("--beams", type=int, default=4, help="of beam search")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     grid = parse_grid(args.compressed) if args.compressed else None
     experiment, model = load_model(args.workdir)
     data = experiment.config.data
+    writes = isinstance(experiment.task, Captioning)
+    if args.caption or writes:
+        if not writes:
+            raise UserError(
+                f"--caption needs a captioner; {args.workdir} holds {experiment.config.model.name}"
+            )
+        images, bad = read_images(args.images, build_transforms(data.eval_transforms), data.channels)
+        print_captions(experiment, model, images, args.beams)
+        return 1 if bad else 0
     names = dataset_info(data.name, data.dir).words
     images, bad = read_images(args.images, build_transforms(data.eval_transforms), data.channels)
     if isinstance(experiment.task, SuperResolution):

@@ -7,6 +7,7 @@ that found nothing. Nothing is allocated, and any number of devices can be asked
 
 import argparse
 import math
+import re
 from typing import Any
 
 import jax
@@ -64,8 +65,15 @@ def report(experiment: Experiment) -> str:
 
 
 def remarks(params: dict[str, Any], experiment: Experiment, rules: Rules) -> list[str]:
-    """What stayed whole and why, and which rules found nothing."""
+    """What is frozen, what stayed whole and why, and which rules found nothing."""
     mesh, lines = experiment.mesh, []
+    if patterns := experiment.config.frozen:
+        frozen = [x for name, x in params.items() if any(re.search(p, name) for p in patterns)]
+        held = sum(bytes_of(x)[1] for x in frozen) / MIB
+        lines.append(
+            f"frozen: {len(frozen)} of {len(params)} parameters, {held:.2f} MiB per device, without "
+            "gradients, optimizer state and moving average"
+        )
     whole = {name: x for name, x in params.items() if not any(x.sharding.spec)}
     if mesh.shape["fsdp"] > 1 or mesh.shape["model"] > 1:
         small = [name for name, x in whole.items() if math.prod(x.shape) < SMALL]

@@ -14,13 +14,14 @@ import jax
 from ml_collections import ConfigDict
 
 from lookupjax import cli
-from lookupjax.config import apply_changes, load_config
+from lookupjax.config import apply_changes, load_config, pretraining
+from lookupjax.data.tokenizer import make_tokenizer
 from lookupjax.errors import UserError
 from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.loop import Interrupted, train
 from lookupjax.training.sharding import make_mesh
-from lookupjax.workdir import disk_errors, open_workdir, write_text
+from lookupjax.workdir import TOKENIZER, disk_errors, has_captions, open_workdir, with_files, write_text
 
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -34,8 +35,15 @@ def use_compilation_cache() -> None:
 
 
 def run_one(config: ConfigDict, workdir: Path, name: str, override: bool) -> None:
-    """Trains one resolved config in one directory and stores its final evaluation."""
+    """Trains one resolved config in one directory, after its pretraining, and stores its final evaluation."""
+    first = pretraining(config)
+    if first is not None:
+        run_one(resolve(first), workdir / "pretraining", f"{name}, pretraining", override)
     open_workdir(workdir, config, override)
+    if has_captions(config.data):
+        with disk_errors(workdir):
+            distributed.first_process_first(lambda: make_tokenizer(config.data, workdir / TOKENIZER))
+    config = with_files(config, workdir)
     experiment = Experiment(config, make_mesh(config.mesh))
     with disk_errors(workdir):
         _, results = train(experiment, workdir, name)
@@ -77,7 +85,9 @@ def run_all(args: argparse.Namespace, overrides: list[str]) -> int:
     if config.report and jax.process_index() == 0:
         from lookupjax.report import report_workdir  # brings matplotlib, slow to import
 
-        print(f"report: {report_workdir(args.workdir)}")
+        path = report_workdir(args.workdir)
+        print("\n".join(line for line in path.read_text().splitlines() if line.startswith("|")))
+        print(f"report: {path}")
     return 0
 
 

@@ -10,12 +10,14 @@ import jax
 from ml_collections import ConfigDict
 
 from lookupjax.config import differences, from_json, to_json
+from lookupjax.data.tokenizer import load_tokenizer
 from lookupjax.errors import UserError
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment, evaluation_params
 from lookupjax.training.sharding import make_mesh
 from lookupjax.training.state import merge_model
 
+TOKENIZER = "tokenizer.model"
 DISK = {
     errno.ENOSPC: "there is no space left",
     errno.EDQUOT: "the disk quota is used up",
@@ -66,6 +68,42 @@ def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
             write_text(path, to_json(config))
 
 
+def has_captions(data: ConfigDict) -> bool:
+    """Whether texts are turned into tokens."""
+    return any(t["name"] == "captions" for t in (*data.train_transforms, *data.eval_transforms))
+
+
+def with_files(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config that a run works with: what lies in its own directory is filled in.
+
+    That is the tokenizer (and from it the size of the vocabulary) and the weights of `config.pretraining`;
+    the stored config does not have them, so that the directory can be moved.
+
+    Raises:
+      UserError: for a tokenizer that is missing or has more tokens than the model.
+    """
+    filled = config.copy_and_resolve_references()
+    if config.pretraining and not config.init.path:
+        filled.init.path = str(workdir / "pretraining")
+    if has_captions(config.data):
+        path = workdir / TOKENIZER
+        tokenizer = load_tokenizer(str(path))
+        for key in ("train_transforms", "eval_transforms"):
+            filled.data[key] = tuple(
+                dict(t) | (dict(tokenizer=str(path)) if t["name"] == "captions" else {})
+                for t in config.data[key]
+            )
+        with filled.model.unlocked(), filled.task.unlocked():
+            if config.task.get("name") == "captioning":
+                filled.task.pad = tokenizer.pad
+                filled.model.vocab_size = config.model.get("vocab_size", tokenizer.size)
+        if filled.model.get("vocab_size", tokenizer.size) < tokenizer.size:
+            raise UserError(
+                f"model.vocab_size={filled.model.vocab_size} is too small for {path}: {tokenizer.size} tokens"
+            )
+    return filled
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The config a run was started with.
 
@@ -87,7 +125,7 @@ def load_trained(workdir: Path, which: str = "newest") -> tuple[Experiment, dict
     Raises:
       UserError: when there is no such checkpoint that this model can read.
     """
-    config = read_config(workdir)
+    config = with_files(read_config(workdir), workdir)
     mesh = make_mesh(ConfigDict(dict(data=-1, fsdp=1, model=1)))
     experiment = Experiment(config, mesh)
     directory = workdir / "checkpoints"

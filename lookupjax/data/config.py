@@ -17,6 +17,9 @@ def default_data_config() -> ConfigDict:
             # what follows decoding, in order: dicts of a transform's "name" and its arguments
             train_transforms=(dict(name="normalize"),),
             eval_transforms=(dict(name="normalize"),),
+            # of captions: a sentencepiece model at `path`, or one of `size` tokens trained on the training
+            # captions; "bpe" or "unigram". The work directory keeps a copy. Nothing of it without texts
+            tokenizer=dict(path="", kind="bpe", size=0),
             repeats=1,  # repeated augmentation: views of each example in a batch (DeiT: 3)
             cache=False,  # keep decoded examples in memory (small datasets)
             max_corrupt=0.01,  # share of a split's records that may be unreadable before training stops

@@ -38,10 +38,13 @@ class Decoded:
     A record that cannot be read or decoded is logged with its key, counted, and replaced by the next
     readable one of the split, so that the sequence of examples stays a function of the index. When more
     than `max_corrupt` of all records have turned out unreadable, that is an error.
+
+    With `tokens`, a .npy file with a row for each record, "tokens" of that row stand in place of "image".
     """
 
-    def __init__(self, source: Source, config: ConfigDict):
+    def __init__(self, source: Source, config: ConfigDict, tokens: str = ""):
         self.source, self.channels, self.max_corrupt = source, config.channels, config.max_corrupt
+        self.tokens = tokens
         self.cache: dict[int, dict[str, Any]] | None = {} if config.cache else None
         self.corrupt: set[int] = set()
 
@@ -81,7 +84,10 @@ class Decoded:
             example = self.source[index]
             key = _text(example.get("file_name", index))
             decoded = dict(example)
-            if "image" in example:
+            if self.tokens:
+                decoded = {name: value for name, value in example.items() if name != "image"}
+                decoded["tokens"] = stored_tokens(self.tokens, index)
+            elif "image" in example:
                 decoded["image"] = decode_image(example["image"], self.channels)
         except (ValueError, RuntimeError) as error:
             self._count(index, key, error)
@@ -101,12 +107,29 @@ class Decoded:
             )
 
 
+@functools.lru_cache(maxsize=2)
+def _rows(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def stored_tokens(path: str, index: int) -> np.ndarray:
+    """Row `index` of a .npy file; the file stays open.
+
+    Raises:
+      ValueError: for a row that is not finite: its image was corrupt.
+    """
+    row = np.array(_rows(path)[index])
+    if not np.isfinite(row.flat[0]):
+        raise ValueError("its image could not be read")
+    return row
+
+
 def _text(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _decoded(config: ConfigDict, split: str) -> Decoded:
-    return Decoded(open_source(config.name, split, config.dir), config)
+def _decoded(config: ConfigDict, split: str, tokens: str = "") -> Decoded:
+    return Decoded(open_source(config.name, split, config.dir), config, tokens)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -124,7 +147,7 @@ def stack(examples: list[dict[str, Any]], keys: tuple[str, ...] = ()) -> Batch:
       UserError: when a key is missing, or its arrays differ in size.
     """
     batch = {}
-    for key in dict.fromkeys(("image", "label", *keys)) if keys else examples[0]:
+    for key in dict.fromkeys(("image", "tokens", "label", *keys)) if keys else examples[0]:
         if keys and key not in examples[0]:
             if key in keys:
                 raise UserError(
@@ -224,13 +247,22 @@ class TrainIterator:
 
 
 def train_iterator(
-    config: ConfigDict, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1
+    config: ConfigDict,
+    batch_size: int,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    tokens: str = "",
 ) -> TrainIterator:
     """An endless iterator of this process's {"image": (b, h, w, c), "label": (b,) int32, ...}.
 
     A Normalize at the end of `config.train_transforms` is left to the training step: images are uint8 then.
 
     `get_state()` and `set_state(...)` give and set its position.
+
+    Args:
+      tokens: see `Decoded`; of the transforms only those of whole examples are left then.
     """
     local = _local_size(batch_size, process_count)
     if batch_size % config.repeats:
@@ -238,9 +270,10 @@ def train_iterator(
             f"a batch of {batch_size} cannot hold every example {config.repeats} times (data.repeats)"
         )
     first = process_index * local
+    transforms = split_normalize(build_transforms(config.train_transforms))[0]
     batches = TrainBatches(
-        source=_decoded(config, config.train_split),
-        transforms=split_normalize(build_transforms(config.train_transforms))[0],
+        source=_decoded(config, config.train_split, tokens),
+        transforms=[t for t in transforms if not tokens or getattr(t, "whole", False)],
         keys=tuple(config.batch_keys),
         seed=seed,
         batch_size=batch_size,

@@ -1,21 +1,21 @@
 """python -m lookupjax.data.prepare NAME [--source=DIR] [--data_dir=DIR] : makes a dataset ready for training.
 
-Datasets of the ImageNet family, and DIV2K with the benchmarks of super-resolution, are read from their
-official archives or folders in --source and written as TFDS/ArrayRecord with the original encoded bytes.
-Images that cannot be read are named and left out. After an interruption the same command goes on where it
-stopped.
+Datasets of the ImageNet family, COCO's captions, and DIV2K with the benchmarks of super-resolution, are read
+from their official archives or folders in --source and written as TFDS/ArrayRecord with the original encoded
+bytes. Images that cannot be read are named and left out. After an interruption the same command goes on where
+it stopped.
 """
 
 import argparse
 import os
 
 from lookupjax import cli
-from lookupjax.data import imagenet, pictures
+from lookupjax.data import coco, imagenet, pictures
 from lookupjax.data.shards import SHARD_EXAMPLES, Writer
 from lookupjax.data.sources import BUILDERS, data_dir, is_prepared, prepare
 from lookupjax.errors import UserError, nearest
 
-NAMES = (*BUILDERS, *imagenet.COLLECTORS, *pictures.COUNTS)
+NAMES = (*BUILDERS, *imagenet.COLLECTORS, *pictures.COUNTS, *coco.COUNTS)
 
 
 def say(text: str) -> None:
@@ -23,10 +23,10 @@ def say(text: str) -> None:
 
 
 def prepare_files(args: argparse.Namespace) -> None:
-    """Writes a dataset of the ImageNet family or a set of pictures.
+    """Writes a dataset of the ImageNet family, COCO's captions or a set of pictures.
 
     Raises:
-      UserError: see the `collect` of both and `Writer.write`; also when the directory cannot be written.
+      UserError: see the `collect` of each and `Writer.write`; also when the directory cannot be written.
     """
     name, root = args.name, data_dir(args.data_dir)
     if is_prepared(root / name / imagenet.VERSIONS.get(name, "1.0.0")):
@@ -37,8 +37,12 @@ def prepare_files(args: argparse.Namespace) -> None:
     say(f"listing the images of {args.source}")
     if name in pictures.COUNTS:
         collection = pictures.collect(name, args.source, partial=args.partial)
+    elif name in coco.COUNTS:
+        collection = coco.collect(name, args.source, partial=args.partial)
     else:
         collection = imagenet.collect(name, args.source, partial=args.partial, synsets=args.synsets)
+    for problem in collection.problems:
+        say(problem)
     for note in collection.notes:
         say(f"accepted: {note}")
     if "label" in collection.features and not collection.class_names:

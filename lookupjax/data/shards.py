@@ -45,6 +45,7 @@ class Collection:
       features: TFDS features by name; "image" and "file_name" are filled from the item.
       fields: item -> the values of the other features.
       class_names: readable names in the order of the labels, or ().
+      problems: lines of the source that were left out or doubtful, for people.
     """
 
     version: str
@@ -53,6 +54,7 @@ class Collection:
     fields: Callable[[Item], dict[str, Any]]
     class_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +216,9 @@ class Writer:
                 f"damaged; mend it and delete {self.staging}"
             )
         _write_atomically(self.staging / "unreadable.txt", "".join(f"{x}\n" for x in left_out).encode())
+        if self.collection.problems:
+            lines = "".join(f"{line}\n" for line in self.collection.problems)
+            _write_atomically(self.staging / "problems.txt", lines.encode())
         if self.collection.class_names:
             names = "".join(f"{name}\n" for name in self.collection.class_names)
             _write_atomically(self.staging / "class_names.txt", names.encode())

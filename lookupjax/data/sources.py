@@ -20,11 +20,13 @@ from lookupjax.errors import UserError, nearest
 BUILDERS = {
     "digits": "lookupjax.data.builders.digits:Digits",
     "coloured_digits": "lookupjax.data.builders.coloured_digits:ColouredDigits",
+    "captioned_digits": "lookupjax.data.builders.captioned_digits:CaptionedDigits",
     "photos": "lookupjax.data.builders.photos:Photos",
     "moving_digits": "lookupjax.data.builders.moving_digits:MovingDigits",
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-EMBEDDED = ("digits", "coloured_digits", "photos", "moving_digits")  # made from what is installed, in seconds
+# made from what is installed, in seconds
+EMBEDDED = ("digits", "coloured_digits", "captioned_digits", "photos", "moving_digits")
 
 
 @runtime_checkable
@@ -165,8 +167,9 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
     """
     builder = _prepared(name, directory)
     splits = list(builder.info.splits)
-    if split.partition("[")[0] not in splits:
-        raise UserError(f"{name} has no split {split!r}{nearest(split, splits)}; it has {splits}")
+    for part in split.split("+"):  # "train+restval"
+        if part.partition("[")[0] not in splits:
+            raise UserError(f"{name} has no split {part!r}{nearest(part, splits)}; it has {splits}")
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{builder.data_path} holds {builder.info.file_format.value} files, which have no random access; "

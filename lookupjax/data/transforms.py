@@ -42,6 +42,7 @@ from lookupjax.data.resize import (
     resize_window,
     with_channels,
 )
+from lookupjax.data.tokenizer import CaptionTokens
 from lookupjax.errors import UserError, nearest
 
 
@@ -398,6 +399,7 @@ TRANSFORMS = {
     "random_grey": RandomGrey,
     "colour_jitter": ColourJitter,
     "random_erasing": RandomErasing,
+    "captions": CaptionTokens,
     "normalize": Normalize,
     "random_scaled_crop": RandomScaledCrop,
     "random_clip": RandomClip,

@@ -18,7 +18,14 @@ from lookupjax.evaluation.context import Context
 
 Results = dict[str, dict[str, float]]  # {call name: {figure: number}}
 
-SUPPORT = {"caption_scores", "context", "labels", "metrics", "ranking"}  # modules that are no evaluator types
+SUPPORT = {
+    "caption_scores",
+    "context",
+    "labels",
+    "metrics",
+    "ptb",
+    "ranking",
+}  # modules that are no evaluator types
 TASK_FIGURES = {"": {"type": "figures"}}  # what runs without any config.evaluators
 
 

@@ -23,6 +23,12 @@ def one_hot(label: Int[Array, "b"] | Float[Array, "b k"], classes: int) -> Float
     return jax.nn.one_hot(label, classes)
 
 
+def is_right(classes: Int[Array, "b n"], target: Float[Array, "b k"]) -> Float[Array, "b n"]:
+    """1 for the most probable class of the target, or any of several that are equally probable, else 0."""
+    most = target.max(-1, keepdims=True)
+    return (jnp.take_along_axis(target, classes, axis=1) == most).astype(jnp.float32)
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """Cross-entropy, a mean over the batch and a weighted sum over `heads`.
@@ -72,8 +78,7 @@ class Classification(Task):
         losses = {head: self.per_example(outputs[head], target).mean() for head in self.heads}
         weights = self.head_weights or (1.0 / len(losses),) * len(losses)
         total = sum(w * v for w, v in zip(weights, losses.values())) + outputs.get("aux_loss", 0.0)
-        correct = outputs["logits"].argmax(-1) == target.argmax(-1)
-        figures = {"accuracy": correct.astype(jnp.float32).mean()}
+        figures = {"accuracy": is_right(outputs["logits"].argmax(-1)[:, None], target).mean()}
         if len(losses) > 1:
             figures |= {f"loss_{head.removeprefix('logits_')}": v for head, v in losses.items()}
         return total, figures
@@ -83,11 +88,10 @@ class Classification(Task):
     ) -> dict[str, Float[Array, "b"]]:
         """Per-example figures; the evaluator averages them over real (unmasked) examples."""
         target = one_hot(batch["label"], outputs["logits"].shape[-1])
-        top = jax.lax.top_k(outputs["logits"], min(5, target.shape[-1]))[1]
-        hit = top == target.argmax(-1)[:, None]
+        hit = is_right(jax.lax.top_k(outputs["logits"], min(5, target.shape[-1]))[1], target)
         return {
-            "accuracy": hit[:, 0].astype(jnp.float32),
-            "top5": hit.any(-1).astype(jnp.float32),
+            "accuracy": hit[:, 0],
+            "top5": hit.max(-1),
             "nll": optax.softmax_cross_entropy(outputs["logits"], target),
         }
 

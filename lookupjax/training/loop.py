@@ -5,6 +5,7 @@ Restore priority: the newest readable checkpoint of the work directory, else con
 
 import math
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from lookupjax.training.metrics import MetricWriter
 from lookupjax.training.program import compile_steps
 from lookupjax.training.progress import Reporter
 from lookupjax.training.state import TrainState
+from lookupjax.training.tokens import write_tokens
 
 IN_FLIGHT = 2  # steps dispatched ahead of the one whose metrics are read
 
@@ -96,9 +98,10 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
     config, mesh, watch = experiment.config, experiment.mesh, Stopwatch()
     sharding.check_batch_size(config.batch_size, mesh, "config.batch_size", config.accumulate)
     index, count = sharding.batch_share(mesh)
-    data = train_iterator(
-        config.data, config.batch_size, config.seed, process_index=index, process_count=count
+    read = partial(
+        train_iterator, config.data, config.batch_size, config.seed, process_index=index, process_count=count
     )
+    data = read()
     context = experiment.context(experiment.calls(), workdir / "evaluation")
     evaluators = create_evaluators(config.evaluators.to_dict(), context)
 
@@ -125,6 +128,11 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                 state, report = initialise(state, config.init, mesh, experiment.abstract_model)
             for line in report.lines():
                 reporter.line(line)
+        if config.cache_tokens and start < config.steps:
+            with watch.timed("start-up"):
+                position = data.get_state()
+                data = read(tokens=str(write_tokens(experiment, state, workdir / "tokens", reporter)))
+                data.set_state(position)
 
         def last_good() -> str:
             steps = checkpoints.steps

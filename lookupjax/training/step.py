@@ -42,7 +42,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, call: tuple[tuple[str, Any], ...] = ()):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        if normalize is not None:
+        if normalize is not None and "image" in batch:
             batch = batch | {"image": normalize_images(batch["image"], normalize)}
         if mixing is not None and mixing.active:
             key, mixing_key = jax.random.split(key)

@@ -1,0 +1,132 @@
+"""Scenes of two handwritten digits with two true captions each: "a large red 7 above a small blue 3"."""
+
+import io
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from lookupjax.data.builders.digits import split_digits
+
+COLOURS = {"red": (225, 40, 40), "green": (30, 170, 60), "blue": (60, 90, 245), "yellow": (235, 200, 20)}
+SIZES = {"small": 9, "large": 15}  # pixels a side
+LAYOUTS = (("above", "below"), ("left of", "right of"))  # how the first digit lies to the second, and back
+SIDE = 32
+SCENES = {"train": 8000, "test": 500}
+HELD_OUT = 5  # one in so many combinations of attributes occurs in the test split alone
+KINDS = len(SIZES) * len(COLOURS) * 10
+
+
+class Thing(NamedTuple):
+    """A digit's attributes, as numbers."""
+
+    size: int
+    colour: int
+    digit: int
+
+    @property
+    def kind(self) -> int:
+        """Number of the combination, the scenes' classes: 0 to KINDS - 1."""
+        return (self.size * len(COLOURS) + self.colour) * 10 + self.digit
+
+    def text(self) -> str:
+        return f"a {tuple(SIZES)[self.size]} {tuple(COLOURS)[self.colour]} {self.digit}"
+
+
+class Scene(NamedTuple):
+    """Attribute tuple of a scene."""
+
+    layout: int
+    first: Thing
+    second: Thing
+
+    @property
+    def held_out(self) -> bool:
+        """Whether scenes with these attributes are kept for testing."""
+        return zlib.crc32(repr(self).encode()) % HELD_OUT == 0
+
+    def captions(self) -> tuple[str, str]:
+        """The two true ones: the first digit in relation to the second, and the other way round."""
+        forward, backward = LAYOUTS[self.layout]
+        one, two = self.first.text(), self.second.text()
+        return f"{one} {forward} {two}", f"{two} {backward} {one}"
+
+
+def draw_scene(random: np.random.Generator, held_out: bool) -> Scene:
+    """Attributes drawn uniformly from those that are held out, or from the others."""
+    while True:
+        things = [Thing(*(int(random.integers(n)) for n in (len(SIZES), len(COLOURS), 10))) for _ in range(2)]
+        scene = Scene(int(random.integers(len(LAYOUTS))), *things)
+        if scene.held_out == held_out:
+            return scene
+
+
+def paint(scene: Scene, digits: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
+    """The scene as uint8 RGB (32, 32, 3): each digit somewhere in its half, on noisy dark ground.
+
+    Args:
+      digits: images (8, 8) of values 0 to 16, of the first and the second thing.
+    """
+    canvas = random.uniform(0, 40, (SIDE, SIDE, 1)).repeat(3, axis=2)
+    for place, (thing, digit) in enumerate(zip((scene.first, scene.second), digits)):
+        side = tuple(SIZES.values())[thing.size]
+        cover = cv2.resize(digit.astype(np.float32) / 16, (side, side), interpolation=cv2.INTER_LINEAR)[
+            ..., None
+        ]
+        along = place * SIDE // 2 + int(random.integers(SIDE // 2 - side + 1))
+        centre = (SIDE - side) // 2
+        across = int(np.clip(centre + random.integers(-4, 5), 0, SIDE - side))
+        top, left = (along, across) if scene.layout == 0 else (across, along)
+        window = canvas[top : top + side, left : left + side]
+        window[:] = cover * np.array(tuple(COLOURS.values())[thing.colour]) + (1 - cover) * window
+    return np.round(canvas).astype(np.uint8)
+
+
+class CaptionedDigits(tfds.core.GeneratorBasedBuilder):
+    """Scikit-learn's digits in pairs; the combinations of attributes in "test" do not occur in "train".
+
+    The digits themselves come from the splits of `digits`. "label" is the distribution over the kinds (size,
+    colour, digit) of the two digits, half for each: what an encoder can be trained on.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="png"),
+            "image/id": np.int64,
+            "label": tfds.features.Tensor(shape=(KINDS,), dtype=np.float32),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split, indices) for split, indices in split_digits().items()}
+
+    def _generate_examples(self, split: str, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
+        digits = load_digits()
+        by_digit = [indices[digits.target[indices] == digit] for digit in range(10)]
+        first = 0 if split == "train" else SCENES["train"]
+        for number in range(first, first + SCENES[split]):
+            random = np.random.default_rng(number)
+            scene = draw_scene(random, held_out=split == "test")
+            things = (scene.first, scene.second)
+            images = [digits.images[random.choice(by_digit[thing.digit])] for thing in things]
+            _, png = cv2.imencode(".png", cv2.cvtColor(paint(scene, images, random), cv2.COLOR_RGB2BGR))
+            label = np.zeros((KINDS,), np.float32)
+            for thing in things:
+                label[thing.kind] += 0.5
+            captions = [{"id": 2 * number + i, "text": text} for i, text in enumerate(scene.captions())]
+            yield (
+                number,
+                {
+                    "image": io.BytesIO(png.tobytes()),
+                    "image/id": number,
+                    "label": label,
+                    "captions": captions,
+                },
+            )

@@ -1,0 +1,123 @@
+"""configs/quickstart_caption.py, tiny: an encoder is trained and frozen, a decoder learns from its tokens."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lookupjax import evaluate, predict
+from lookupjax.config import load_config
+from lookupjax.errors import UserError
+from lookupjax.paths import named_leaves
+from lookupjax.train import main
+from lookupjax.training.experiment import Experiment, evaluation_params, resolve
+from lookupjax.training.sharding import make_mesh
+from lookupjax.workdir import load_trained
+
+SMALL = {"dim": 16, "depth": 1, "num_heads": 2}
+TINY = [
+    *(f"--config.pretraining.model.{key}={value}" for key, value in SMALL.items()),
+    *(f"--config.model.encoder_options.{key}={value}" for key, value in SMALL.items()),
+    *(f"--config.model.{key}={value}" for key, value in SMALL.items()),
+    "--config.pretraining.steps=2",
+    "--config.pretraining.schedule.warmup_steps=0",
+    "--config.data.train_split=train[:48]",
+    "--config.data.eval_split=test[:20]",
+    "--config.eval_batch_size=16",
+    "--config.batch_size=16",
+    "--config.steps=3",
+    "--config.schedule.warmup_steps=0",
+    "--config.ema=0.9",
+    "--config.baselines={}",
+    "--config.evaluators.captions.beams=2",
+    "--config.log_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, root):
+    workdir = tmp_path_factory.mktemp("run")
+    data = tmp_path_factory.mktemp("data")
+    config = f"--config={root / 'configs/quickstart_caption.py'}"
+    assert main([config, f"--workdir={workdir}", f"--config.data.dir={data}", *TINY]) == 0
+    return workdir
+
+
+def arrays(tree) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in named_leaves(jax.device_get(tree)).items()}
+
+
+def test_the_encoder_is_frozen(trained):
+    """Bit-identical to the pretrained one; neither the optimizer nor the average has anything of it."""
+    experiment, part = load_trained(trained)
+    before = evaluation_params(load_trained(trained / "pretraining")[1])
+    encoder = {n.removeprefix("encoder/"): x for n, x in arrays(part["params"]).items() if "encoder/" in n}
+    assert encoder.keys() == arrays(before).keys() and len(encoder) > 20
+    for name, x in arrays(before).items():
+        np.testing.assert_array_equal(encoder[name], x, err_msg=name)
+    decoder = [n for n in arrays(part["params"]) if n.startswith("decoder/")]
+    state = experiment.abstract_state
+    assert sorted(arrays(part["ema"])) == sorted(decoder)
+    moments = [n for n in named_leaves(state.opt_state) if "/mu/" in n or "/nu/" in n]
+    assert len(moments) == 2 * len(decoder) and not any("encoder/" in n for n in moments)
+    start = arrays(experiment.create_state().params)
+    assert all(np.any(start[n] != x) for n, x in arrays(part["params"]).items() if n in decoder)
+
+
+def test_memory_per_device_shows_it(root):
+    from lookupjax.sharding_report import report
+
+    config = resolve(load_config(f"{root}/configs/quickstart_caption.py", TINY), data=False)
+    frozen = report(Experiment(config, make_mesh(config.mesh)))
+    config.frozen = ()
+    free = report(Experiment(config, make_mesh(config.mesh)))
+
+    def mib(text: str, part: str) -> float:
+        return float(next(line for line in text.splitlines() if line.startswith(part)).split()[1])
+
+    assert mib(frozen, "params") == mib(free, "params") and "frozen: " in frozen
+    for part in ("opt_state", "ema"):
+        assert mib(free, part) > 1.4 * mib(frozen, part)
+
+
+def test_the_tokens_are_kept_and_used(trained):
+    files = list((trained / "tokens").glob("*.npy"))
+    rows = np.load(files[0])
+    assert len(files) == 1 and rows.shape == (48, 16, 16) and np.isfinite(rows).all()
+
+
+def test_results_captions_and_pictures(trained):
+    results = json.loads((trained / "results.json").read_text())[""]
+    assert {"nll", "accuracy", "captions/exact", "captions/cider", "captions/bleu4"} <= results.keys()
+    rows = json.loads((trained / "evaluation/captions/captions_test[:20]_results.json").read_text())
+    assert len(rows) == 20 and {type(row["image_id"]) for row in rows} == {int}
+    assert all(isinstance(row["caption"], str) and row.keys() == {"image_id", "caption"} for row in rows)
+    report = (trained / "report/report.md").read_text()
+    assert (
+        "| lookupvit | 16 |" in report and (trained / "report/lookupvit_samples.png").stat().st_size > 10_000
+    )
+
+
+def test_evaluate_again_from_a_moved_directory(trained, tmp_path, capsys):
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(trained)
+    capsys.readouterr()
+    assert evaluate.main([f"--workdir={moved}", "--evaluator=captions", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)[""]
+    stored = json.loads((trained / "results.json").read_text())[""]
+    assert again["captions/exact"] == stored["captions/exact"]
+    assert again["captions/cider"] == pytest.approx(stored["captions/cider"])
+
+
+def test_predict_writes_captions(trained, tmp_path, capsys):
+    import cv2
+
+    image, bad = tmp_path / "a.png", tmp_path / "bad.png"
+    cv2.imwrite(str(image), np.zeros((32, 32, 3), np.uint8))
+    bad.write_text("no image")
+    assert predict.main([f"--workdir={trained}", "--beams=2", "--caption", str(image), str(bad)]) == 1
+    out = capsys.readouterr()
+    assert out.out.startswith(f"{image}: ") and f"error: {bad}: not an image" in out.err
+    with pytest.raises(UserError, match="--caption needs a captioner"):
+        predict.main([f"--workdir={trained / 'pretraining'}", "--caption", str(image)])
