@@ -121,3 +121,17 @@ def test_predict_writes_captions(trained, tmp_path, capsys):
     assert out.out.startswith(f"{image}: ") and f"error: {bad}: not an image" in out.err
     with pytest.raises(UserError, match="--caption needs a captioner"):
         predict.main([f"--workdir={trained / 'pretraining'}", "--caption", str(image)])
+
+
+@pytest.mark.parametrize("file, argument", [("lookupvit", "S/16,3x3,prefix"), ("vit", "B/16,384,tokens")])
+def test_coco_configs(root, file, argument):
+    path = f"{root}/configs/coco_captions/{file}.py"
+    config = load_config(f"{path}:{argument}", [])
+    run = Experiment(resolve(config, data=False), make_mesh(config.mesh))
+    assert run.task.label_smoothing == 0.1 and run.abstract_model.decoder.form in ("cross", "prefix")
+    assert config.steps == 2213 and config.schedule.warmup_steps == 111
+    assert config.cache_tokens == ("tokens" in argument)
+    names = named_leaves(run.abstract_state.opt_state)
+    assert names and not any("encoder/" in name for name in names)
+    small = load_config(f"{path}:{argument},smoke", [])
+    assert small.model.encoder == f"{file}_mu" and small.data.name == "captioned_digits" and small.steps == 20
