@@ -31,10 +31,11 @@ def pretraining(encoder: str, options: dict) -> dict:
         model=dict(name=encoder, **options),
         task=dict(name="classification"),
         data=dict(
-            train_transforms=(dict(name="random_crop", size=(32, 32), padding=2), NORMALIZE),
+            train_transforms=(dict(name="random_crop", size=(32, 32), padding=1), NORMALIZE),
             eval_transforms=(NORMALIZE,),
         ),
-        steps=1500,
+        batch_size=32,
+        steps=2500,
         optimizer=dict(learning_rate=3e-3, weight_decay=0.01),
         schedule=dict(warmup_steps=100),
     )

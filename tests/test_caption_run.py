@@ -26,6 +26,7 @@ TINY = [
     "--config.data.eval_split=test[:20]",
     "--config.eval_batch_size=16",
     "--config.batch_size=16",
+    "--config.pretraining.batch_size=16",
     "--config.steps=3",
     "--config.schedule.warmup_steps=0",
     "--config.ema=0.9",

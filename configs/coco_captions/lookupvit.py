@@ -10,11 +10,11 @@ Argument: variant (S/16, B/16, L/16), compressed grid, resolution, form of the d
 (a minute, anywhere). Default B/16,5x5,224,cross. init.path is a run of configs/imagenet/lookupvit.py or
 finetune.py; without it the encoder is random.
 
-Recipe: see lookupjax/caption_recipes.py. Which decoder the paper used is not stated; ours has 6 blocks as wide
-as the encoder. Topology: one host with 8 devices. Cost: 5 epochs, 2,213 steps of 256 images; with "tokens" the
-encoder runs once over 113,287 images and the file of 5x5 tokens takes 4.4 GB. Expected: the paper's figures
-could not be had. GIT reports CIDEr 131.4 (base) and 138.5 (large) on Karpathy's test split after training all of
-it; a frozen encoder stays below. Not run at full size here.
+Recipe: see lookupjax/caption_recipes.py. Which decoder the paper used is not stated; ours has 6 blocks as
+wide as the encoder. Topology: one host with 8 devices. Cost: 5 epochs, 2,213 steps of 256 images; with
+"tokens" the encoder runs once over 113,287 images and the file of 5x5 tokens takes 4.4 GB. Expected: the
+paper's figures could not be had. GIT reports CIDEr 131.4 (base) and 138.5 (large) on Karpathy's test split
+after training all of it; a frozen encoder stays below. Not run at full size here.
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,9 @@ Argument: variant (S/16, B/16, L/16, ...), resolution, form of the decoder ("cro
 lookupvit.py), "smoke". Default B/16,224,cross. init.path is a run of configs/imagenet/vit.py or a published
 file (docs/weights.md), for one with a class token with --config.model.encoder_options.head=token.
 
-The decoder sees all 196 patch tokens: a caption of 31 words costs it 1.6 times the multiply-accumulates that it
-needs with LookupViT's 25, and the file of "tokens" takes 34 GB instead of 4.4. Topology and what to expect: as
-there.
+The decoder sees all 196 patch tokens: a caption of 31 words costs it 1.6 times the multiply-accumulates that
+it needs with LookupViT's 25, and the file of "tokens" takes 34 GB instead of 4.4. Topology and what to expect:
+as there.
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from lookupjax.data.builders.digits import split_digits
 
 COLOURS = {"red": (225, 40, 40), "green": (30, 170, 60), "blue": (60, 90, 245), "yellow": (235, 200, 20)}
-SIZES = {"small": 9, "large": 15}  # pixels a side
+SIZES = {"small": 10, "large": 16}  # pixels a side
 LAYOUTS = (("above", "below"), ("left of", "right of"))  # how the first digit lies to the second, and back
 SIDE = 32
 SCENES = {"train": 8000, "test": 500}
@@ -65,6 +65,11 @@ def draw_scene(random: np.random.Generator, held_out: bool) -> Scene:
             return scene
 
 
+def near_middle(room: int, side: int, random: np.random.Generator) -> int:
+    """Where a thing of `side` pixels begins in `room` pixels: in the middle or up to two pixels beside it."""
+    return int(np.clip((room - side) // 2 + random.integers(-2, 3), 0, room - side))
+
+
 def paint(scene: Scene, digits: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
     """The scene as uint8 RGB (32, 32, 3): each digit somewhere in its half, on noisy dark ground.
 
@@ -77,9 +82,8 @@ def paint(scene: Scene, digits: list[np.ndarray], random: np.random.Generator) -
         cover = cv2.resize(digit.astype(np.float32) / 16, (side, side), interpolation=cv2.INTER_LINEAR)[
             ..., None
         ]
-        along = place * SIDE // 2 + int(random.integers(SIDE // 2 - side + 1))
-        centre = (SIDE - side) // 2
-        across = int(np.clip(centre + random.integers(-4, 5), 0, SIDE - side))
+        along = place * SIDE // 2 + near_middle(SIDE // 2, side, random)
+        across = near_middle(SIDE, side, random)
         top, left = (along, across) if scene.layout == 0 else (across, along)
         window = canvas[top : top + side, left : left + side]
         window[:] = cover * np.array(tuple(COLOURS.values())[thing.colour]) + (1 - cover) * window
