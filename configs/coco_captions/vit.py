@@ -8,7 +8,7 @@ lookupvit.py), "smoke". Default B/16,224,cross. init.path is a run of configs/im
 file (docs/weights.md), for one with a class token with --config.model.encoder_options.head=token.
 
 The decoder sees all 196 patch tokens: a caption of 31 words costs it 1.6 times the multiply-accumulates that
-it needs with LookupViT's 25, and the file of "tokens" takes 34 GB instead of 4.4. Topology and what to expect:
+it needs with LookupViT's 25, and the file of "tokens" takes 34 GB instead of 4.4. Topology, expectation:
 as there.
 """
 

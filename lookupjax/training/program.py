@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lookupjax.data.loader import train_iterator
+from lookupjax.data.transforms import build_transforms
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, call_name
 from lookupjax.training import sharding
@@ -72,7 +73,7 @@ def compile_steps(experiment: Experiment, batch: Batch, reporter: Reporter) -> d
 
 def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
     """The shapes of a training batch: of the first example, or, where the dataset is not here, of images of
-    `size` (default: that of the last transform that sets one) with a class label.
+    `size` (default: that of the last transform that sets one) with a class label and, by transform, a caption.
 
     Raises:
       UserError: when neither the dataset nor a size is there.
@@ -92,4 +93,9 @@ def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
         if not size:
             raise UserError(f"the inputs' size is unknown: {error}") from None
     image = jax.ShapeDtypeStruct((config.batch_size, *size, config.data.channels), jnp.float32)
-    return {"image": image, "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)}
+    label, texts = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32), {}
+    for spec in config.data.train_transforms:
+        if spec["name"] == "captions":
+            transform = build_transforms([spec])[0]
+            texts = {"caption": jax.ShapeDtypeStruct((config.batch_size, transform.length), jnp.int32)}
+    return {"image": image, "label": label} | texts
