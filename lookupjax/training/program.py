@@ -73,7 +73,8 @@ def compile_steps(experiment: Experiment, batch: Batch, reporter: Reporter) -> d
 
 def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
     """The shapes of a training batch: of the first example, or, where the dataset is not here, of images of
-    `size` (default: that of the last transform that sets one) with a class label and, by transform, a caption.
+    `size` (default: that of the last transform that sets one) with a class label, and a caption where the
+    transforms make one.
 
     Raises:
       UserError: when neither the dataset nor a size is there.
