@@ -85,7 +85,7 @@ def default_config() -> ConfigDict:
             # what to start from when the work directory has no checkpoint, see lookupjax.training.init
             init=dict(path="", module="", include=(), exclude=(), strict=False),
             # changes to this config: a run in workdir/pretraining that comes first and whose weights are then
-            # the init.path of this one
+            # the init.path of this one (unless that is set)
             pretraining={},
             profile=dict(after=10, steps=0),  # trace so many steps into workdir/profile, after the first ...
             check_nans=False,  # name the operation that made the first NaN; slow

@@ -17,7 +17,7 @@ from lookupjax.data.loader import EvalBatches
 from lookupjax.errors import UserError
 from lookupjax.evaluation.captions import decoding_options
 from lookupjax.training.metrics import read_metrics
-from lookupjax.workdir import disk_errors, load_model, load_trained, read_config
+from lookupjax.workdir import disk_errors, load_model, read_config, with_files
 
 TIMED = 64  # images whose captions are timed
 
@@ -66,7 +66,7 @@ def report_workdir(workdir: Path) -> Path:
     config = read_config(workdir)
     if config.task.name == "captioning":
         captioners = [load_captioner(directory) for directory in (workdir, *finished)]
-        data = load_trained(workdir)[0].config.data
+        data = with_files(config, workdir).data
         images = EvalBatches(data, data.eval_split, min(config.eval_batch_size, TIMED)).batch(0)["image"]
         with disk_errors(workdir):
             return write_caption_report(captioners, jnp.asarray(images), workdir / "report")

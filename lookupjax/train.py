@@ -36,7 +36,7 @@ def use_compilation_cache() -> None:
 
 def run_one(config: ConfigDict, workdir: Path, name: str, override: bool) -> None:
     """Trains one resolved config in one directory, after its pretraining, and stores its final evaluation."""
-    first = pretraining(config)
+    first = None if config.init.path else pretraining(config)
     if first is not None:
         run_one(resolve(first), workdir / "pretraining", f"{name}, pretraining", override)
     open_workdir(workdir, config, override)

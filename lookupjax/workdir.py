@@ -70,7 +70,7 @@ def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
 
 def has_captions(data: ConfigDict) -> bool:
     """Whether texts are turned into tokens."""
-    return any(t["name"] == "captions" for t in (*data.train_transforms, *data.eval_transforms))
+    return any(t.get("name") == "captions" for t in (*data.train_transforms, *data.eval_transforms))
 
 
 def with_files(config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -83,14 +83,14 @@ def with_files(config: ConfigDict, workdir: Path) -> ConfigDict:
       UserError: for a tokenizer that is missing or has more tokens than the model.
     """
     filled = config.copy_and_resolve_references()
-    if config.pretraining and not config.init.path:
+    if config.get("pretraining") and not config.init.path:  # older runs have no such key
         filled.init.path = str(workdir / "pretraining")
     if has_captions(config.data):
         path = workdir / TOKENIZER
         tokenizer = load_tokenizer(str(path))
         for key in ("train_transforms", "eval_transforms"):
             filled.data[key] = tuple(
-                dict(t) | (dict(tokenizer=str(path)) if t["name"] == "captions" else {})
+                dict(t) | (dict(tokenizer=str(path)) if t.get("name") == "captions" else {})
                 for t in config.data[key]
             )
         with filled.model.unlocked(), filled.task.unlocked():

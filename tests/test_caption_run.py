@@ -41,7 +41,9 @@ def trained(tmp_path_factory, root):
     workdir = tmp_path_factory.mktemp("run")
     data = tmp_path_factory.mktemp("data")
     config = f"--config={root / 'configs/quickstart_caption.py'}"
-    assert main([config, f"--workdir={workdir}", f"--config.data.dir={data}", *TINY]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+        assert main([config, f"--workdir={workdir}", f"--config.data.dir={data}", *TINY]) == 0
     return workdir
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lookupjax.errors import UserError
+from lookupjax.errors import UserError, nearest
 
 Id = TypeVar("Id", int, str)
 PURE = ("bleu", "rouge_l", "cider")  # without Java
@@ -29,39 +29,40 @@ SCORERS = {
     "meteor": ("meteor.meteor", "Meteor"),
     "spice": ("spice.spice", "Spice"),
 }
+PACKAGE = "pycocoevalcap"
 SPICE_MODELS = "stanford-corenlp-3.6.0-models.jar"  # not part of the package
 
 
 def scorer(metric: str) -> Any:
-    """The package's scorer.
-
-    Raises:
-      UserError: when the package is not installed.
-    """
+    """The package's scorer."""
     module, name = SCORERS[metric]
-    try:
-        return getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)()
-    except ImportError as error:
-        raise UserError(
-            f"caption scores need pycocoevalcap ({error}): pip install 'lookupjax[captions]', or ask for no "
-            "scores (scores=())"
-        ) from None
+    return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)()
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raises UserError for an unknown one."""
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(
+                f"there is no caption score {metric!r}{nearest(metric, METRICS)}; there are {METRICS}"
+            )
 
 
 def missing(metric: str) -> str:
     """Why a metric cannot be computed here, or ""."""
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None:
+        return f"{PACKAGE} is not installed (pip install 'lookupjax[captions]')"
     if metric in PURE:
         return ""
     if shutil.which("java") is None:
         return "there is no java on the PATH"
-    if metric == "spice":
-        package = importlib.util.find_spec("pycocoevalcap")
-        where = Path(package.submodule_search_locations[0]) / "spice/lib" if package else Path()
-        if not (where / SPICE_MODELS).exists():
-            return (
-                f"SPICE's parser {SPICE_MODELS} is not in {where.name}/; `python -m "
-                "pycocoevalcap.spice.get_stanford_models` fetches it"
-            )
+    parser = Path(package.submodule_search_locations[0]) / "spice/lib" / SPICE_MODELS
+    if metric == "spice" and not parser.exists():
+        return (
+            f"SPICE's parser {SPICE_MODELS} is not there (`python -m {PACKAGE}.spice.get_stanford_models` "
+            "fetches it)"
+        )
     return ""
 
 
@@ -71,11 +72,12 @@ def score(
     """(corpus scores, {score: {id: that of one candidate}}), as "bleu1" to "bleu4" and the others' names.
 
     Raises:
-      UserError: for an unknown metric, a missing package, or texts that are not of the same images.
+      UserError: for an unknown metric or one that is `missing`, or texts that are not of the same images.
     """
+    check_metrics(metrics)
     for metric in metrics:
-        if metric not in METRICS:
-            raise UserError(f"there is no caption score {metric!r}; there are {METRICS}")
+        if why := missing(metric):
+            raise UserError(f"{metric} cannot be computed: {why}")
     if references.keys() != candidates.keys() or not candidates:
         raise UserError("captions and references must be of the same images, at least one")
     truth = {i: list(references[i]) for i in candidates}

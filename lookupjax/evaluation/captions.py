@@ -22,7 +22,7 @@ from lookupjax.data.sources import open_source
 from lookupjax.data.tokenizer import CaptionTokens, example_captions, load_tokenizer
 from lookupjax.data.transforms import build_transforms
 from lookupjax.errors import UserError
-from lookupjax.evaluation.caption_scores import PURE, missing, score
+from lookupjax.evaluation.caption_scores import PURE, check_metrics, missing, score
 from lookupjax.evaluation.context import Context, OfModel, call_name
 from lookupjax.evaluation.ptb import tokenize
 from lookupjax.layers.decoding import Decoding
@@ -107,6 +107,7 @@ class Evaluator:
         options |= dict(temperature=temperature, top_k=top_k, top_p=top_p, no_repeat=no_repeat)
         decoding, self.tokenizer = decoding_options(context, data, options)
         self.write = Write(decoding, seed)
+        check_metrics(scores)
         self.skipped = {name: why for name in scores if (why := missing(name))}
         self.scores = tuple(name for name in scores if name not in self.skipped)
         for name, why in self.skipped.items():

@@ -71,7 +71,7 @@ def cappa_parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> Any
 def git(fixture: Fixture) -> dict[str, jax.Array]:
     """GIT's text head: logits, loss, beam search and greedy decoding."""
     config, x = fixture.config, fixture.inputs
-    eps = config["layer_norm_eps"]
+    eps = dict(embedding=1e-8, blocks=1e-12, visual_projection=1e-5) | config.get("layer_norm_eps", {})
     positions = fixture.params.arrays["embedding.positions.weight"].shape[0]
     model = nnx.eval_shape(
         lambda: CaptionDecoder(
@@ -98,7 +98,7 @@ def git(fixture: Fixture) -> dict[str, jax.Array]:
         length=config["max_steps"],
         beams=config["beam"],
         length_penalty=config["length_penalty"],
-        candidates=config["per_node_beam"],
+        candidates=config.get("per_node_beam", 2),
         early_stop=False,
         keep=1,
         with_greedy=False,
@@ -144,7 +144,7 @@ def cappa(fixture: Fixture) -> dict[str, jax.Array]:
             mlp_dim=config["mlp_dim"],
             tied=False,
             attn_bias="EncDecBlock0/SelfAttn/query/bias" in params,
-            bias=config["use_bias"],
+            bias=config.get("use_bias", True),
             mask_token=words > config["vocab"],
             rngs=nnx.Rngs(0),
         )

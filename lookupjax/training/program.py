@@ -96,7 +96,7 @@ def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
     image = jax.ShapeDtypeStruct((config.batch_size, *size, config.data.channels), jnp.float32)
     label, texts = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32), {}
     for spec in config.data.train_transforms:
-        if spec["name"] == "captions":
+        if spec.get("name") == "captions":
             transform = build_transforms([spec])[0]
             texts = {"caption": jax.ShapeDtypeStruct((config.batch_size, transform.length), jnp.int32)}
     return {"image": image, "label": label} | texts
