@@ -274,19 +274,25 @@ def smoke(config: ConfigDict, *, steps: int = 20, batch_size: int = 16, **option
     """The same config small enough for any machine and about a minute: every part runs, nothing is learned.
 
     The model becomes its file's "mu" variant at that variant's input size, keeping the options that do not
-    describe its shape; the data become `digits` through the same transforms; the batch, the steps and the
-    warm-up shrink. `options` are further options of the small model.
+    describe its shape; the data become `digits`, for a video model `moving_digits`, through the same
+    transforms; the batch, the steps and the warm-up shrink. `options` are further options of the small model.
     """
     config = config.copy_and_resolve_references()
     module, _ = find_model(config.model.name)
-    name = f"{module.__name__.rpartition('.')[2]}_mu"
+    video = len(native_size(config.model.name)) == 3
+    variant = "video_mu" if video and "video_mu" in module.VARIANTS else "mu"
+    name = f"{module.__name__.rpartition('.')[2]}_{variant}"
     size = native_size(name)
     shape = {*module.VARIANTS["mu"], *(key for v in module.VARIANTS.values() for key in v), "num_classes"}
     known = model_options(name)
     kept = {k: v for k, v in config.model.items() if k != "name" and k in known and k not in shape}
 
     def shrink(transforms: tuple) -> tuple:
-        return tuple(dict(t) | (dict(size=_like(t["size"], size)) if "size" in t else {}) for t in transforms)
+        small = [dict(t) | (dict(size=_like(t["size"], size)) if "size" in t else {}) for t in transforms]
+        if video:
+            small = [t | (dict(frames=size[0]) if "frames" in t else {}) for t in small]
+            small.insert(0, dict(name="split_frames", frames=8))
+        return tuple(small)
 
     with config.unlocked():
         config.model = ConfigDict(dict(name=name) | kept | options)
@@ -300,7 +306,8 @@ def smoke(config: ConfigDict, *, steps: int = 20, batch_size: int = 16, **option
         data = config.data
         if data.get("repeats", 1) > 1:
             data.repeats = 2  # divides the small batch
-        data.update(name="digits", dir="", train_split="train", eval_split="test", channels=3, threads=2)
+        dataset = "moving_digits" if video else "digits"
+        data.update(name=dataset, dir="", train_split="train", eval_split="test", channels=3, threads=2)
         for key in ("train_transforms", "eval_transforms"):
             if key in data:
                 data[key] = shrink(data[key])

@@ -66,7 +66,7 @@ class RandomClip:
     whole: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_positive("random_clip", frames=self.frames, stride=np.min(self.stride))
+        check_positive("random_clip", frames=self.frames, stride=int(np.min(self.stride)))
 
     def __call__(self, example: dict[str, Any], random: np.random.Generator) -> dict[str, Any]:
         low, high = (self.stride, self.stride) if isinstance(self.stride, int) else self.stride

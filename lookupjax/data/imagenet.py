@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from scipy.io import loadmat
 
-from lookupjax.data.archives import Place, list_images, small_archive
+from lookupjax.data.archives import Place, list_files, small_archive
 from lookupjax.data.shards import Collection, Item, check_counts
 from lookupjax.errors import UserError, nearest
 
@@ -106,7 +106,7 @@ def validation_items(source: epath.Path, classes: list[str]) -> list[Item]:
     place = find(source, "ILSVRC2012_img_val.tar", "val", "validation")
     if place is None:
         return []
-    listed = list(list_images(place))
+    listed = list(list_files(place))
     if listed and all(WNID.fullmatch(folder(name)) for name, _ in listed):
         return label_by_folder(listed, classes)
     devkit = read_devkit(source)
@@ -156,7 +156,7 @@ def features(classes: list[str]) -> dict:
 def collect_2012(source: epath.Path, partial: bool) -> tuple[dict[str, list[Item]], list[str]]:
     classes = wnids_1k()
     train = find(source, "ILSVRC2012_img_train.tar", "train")
-    splits = {"train": label_by_folder(list_images(train), classes) if train else []}
+    splits = {"train": label_by_folder(list_files(train), classes) if train else []}
     need(source, "ILSVRC2012_img_train.tar or train/", splits["train"], partial)
     splits["validation"] = validation_items(source, classes)
     need(source, "ILSVRC2012_img_val.tar or val/", splits["validation"], partial)
@@ -180,7 +180,7 @@ def collect_real(source: epath.Path, partial: bool) -> tuple[dict[str, list[Item
 
 
 def own_classes(source: epath.Path, split: str) -> tuple[dict[str, list[Item]], list[str]]:
-    listed = list(list_images(source))
+    listed = list(list_files(source))
     classes = sorted({folder(name) for name, _ in listed})
     strange = [name for name in classes if not WNID.fullmatch(name)]
     if strange:
@@ -192,7 +192,7 @@ def own_classes(source: epath.Path, split: str) -> tuple[dict[str, list[Item]], 
 
 def collect_subset(source: epath.Path) -> tuple[dict[str, list[Item]], list[str]]:
     """Sets with some of the 1,000 classes only (-A and -R: 200) have those as theirs."""
-    listed = list(list_images(source))
+    listed = list(list_files(source))
     label_by_folder(listed, wnids_1k())  # says which folder is no class
     present = {folder(name) for name, _ in listed}
     classes = [wnid for wnid in wnids_1k() if wnid in present]
@@ -200,12 +200,12 @@ def collect_subset(source: epath.Path) -> tuple[dict[str, list[Item]], list[str]
 
 
 def collect_test(source: epath.Path, folders: list[str]) -> tuple[dict[str, list[Item]], list[str]]:
-    return {"test": label_by_folder(list_images(source), folders)}, wnids_1k()
+    return {"test": label_by_folder(list_files(source), folders)}, wnids_1k()
 
 
 def collect_c(source: epath.Path) -> tuple[dict[str, list[Item]], list[str]]:
     classes, splits = wnids_1k(), {}
-    for name, place in list_images(source):
+    for name, place in list_files(source):
         corruption, severity = folder(name, 3), folder(name, 2)
         if not corruption or severity not in "12345" or not severity:
             raise UserError(f"{name!r}: ImageNet-C is CORRUPTION/SEVERITY (1 to 5)/WNID/image")

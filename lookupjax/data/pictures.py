@@ -9,7 +9,7 @@ Only the high-resolution images are kept: the task shrinks them itself.
 import tensorflow_datasets as tfds
 from etils import epath
 
-from lookupjax.data.archives import list_images
+from lookupjax.data.archives import list_files
 from lookupjax.data.shards import Collection, Item, check_counts
 from lookupjax.errors import UserError
 
@@ -36,7 +36,7 @@ def collect(name: str, source: str, *, partial: bool = False) -> Collection:
         if not place.is_dir():
             raise UserError(f"{place} is not a directory; give the one that holds the images of {name}")
     splits = {
-        split: [Item(file, where, 0) for file, where in list_images(place)] for split, place in places.items()
+        split: [Item(file, where, 0) for file, where in list_files(place)] for split, place in places.items()
     }
     notes = list(check_counts(splits, COUNTS[name], partial))
     features = {"image": tfds.features.Image(encoding_format="png"), "file_name": tfds.features.Text()}

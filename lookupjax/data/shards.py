@@ -1,4 +1,4 @@
-"""Writes examples with encoded images as a TFDS dataset in ArrayRecord, without TensorFlow.
+"""Writes examples with encoded images or videos as a TFDS dataset in ArrayRecord, without TensorFlow.
 
 Everything lies in DATASET/VERSION.incomplete until all of it is there; then the directory is renamed, so
 what has the final name is whole. Each shard is written beside its place, renamed, and noted in
@@ -22,14 +22,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from lookupjax.data.archives import Place, Reader
-from lookupjax.errors import UserError
+from lookupjax.errors import Unreadable, UserError
 
 SHARD_EXAMPLES = 1252  # ImageNet-1K: 1,024 shards of about 140 MB
-MAX_LEFT_OUT = 0.01  # share of unreadable images above which the source counts as damaged
+MAX_LEFT_OUT = 0.01  # share of unreadable items above which the source counts as damaged
 
 
 class Item(NamedTuple):
-    """One image and what is said of it."""
+    """One image or video and what is said of it."""
 
     name: str
     place: Place
@@ -37,15 +37,33 @@ class Item(NamedTuple):
     extra: Any = None
 
 
+def check_image(encoded: bytes) -> bytes:
+    """The same bytes, if training will be able to decode them (OpenCV refuses truncated files too).
+
+    Raises:
+      Unreadable: otherwise.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise Unreadable("not an image that can be decoded")
+    return encoded
+
+
 @dataclass
 class Collection:
     """What a source holds: the items of each split and what is known of the whole.
 
     Attributes:
-      features: TFDS features by name; "image" and "file_name" are filled from the item.
+      features: TFDS features by name; `media` and "file_name" are filled from the item.
       fields: item -> the values of the other features.
       class_names: readable names in the order of the labels, or ().
       problems: lines of the source that were left out or doubtful, for people.
+      media: what the items are, and the name of the feature that holds their bytes: "image" or "video".
+      store: an item's bytes -> those that are stored; raises Unreadable for what is left out.
+      recipe: what `store` does to the bytes; another one does not continue a beginning.
     """
 
     version: str
@@ -55,6 +73,9 @@ class Collection:
     class_names: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    media: str = "image"
+    store: Callable[[bytes], bytes] = check_image
+    recipe: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,22 +100,14 @@ def plan(splits: dict[str, list[Item]], shard_examples: int) -> list[Shard]:
     return shards
 
 
-def fingerprint(splits: dict[str, list[Item]], shard_examples: int) -> str:
-    """Changes with the names, sizes and labels of a source and with the size of the shards."""
-    digest = hashlib.sha256(str(shard_examples).encode())
+def fingerprint(splits: dict[str, list[Item]], shard_examples: int, recipe: str = "") -> str:
+    """Changes with the names, sizes and labels of a source, the size of the shards and what is stored."""
+    digest = hashlib.sha256(f"{shard_examples}{recipe}".encode())
     for split, items in splits.items():
         digest.update(split.encode())
         for item in items:
             digest.update(f"{item.name} {item.place.size} {item.label} {item.extra}\n".encode())
     return digest.hexdigest()
-
-
-def is_readable(encoded: bytes) -> bool:
-    """Whether training will be able to decode the image (OpenCV refuses truncated files too)."""
-    try:
-        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_REDUCED_COLOR_8) is not None
-    except cv2.error:
-        return False
 
 
 class Writer:
@@ -127,15 +140,16 @@ class Writer:
             futures = {pool.submit(self._write_shard, shard): shard for shard in missing}
             try:
                 for future in as_completed(futures):
-                    for name in future.result():
-                        say(f"{name} is not an image that can be decoded; left out")
+                    for line in future.result():
+                        say(f"left out: {line}")
                     written += len(futures[future].items)
                     if time.monotonic() - told > 5 or have + written == total:
                         told = time.monotonic()
                         rate = written / (told - began)
                         left = (total - have - written) / rate
                         say(
-                            f"{have + written:,} of {total:,} images, {rate:,.0f}/s, {left / 60:.1f} min left"
+                            f"{have + written:,} of {total:,} {self.collection.media}s, {rate:,.1f}/s, "
+                            f"{left / 60:.1f} min left"
                         )
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -146,7 +160,9 @@ class Writer:
         (self.staging / "notes").mkdir(parents=True, exist_ok=True)
         if (self.staging / "writing").exists():  # left by a kill
             (self.staging / "writing").rmtree()
-        mark, text = self.staging / "source.txt", fingerprint(self.collection.splits, self.shard_examples)
+        of = self.collection
+        mark = self.staging / "source.txt"
+        text = fingerprint(of.splits, self.shard_examples, of.recipe)
         if mark.exists() and mark.read_text() != text:
             raise UserError(
                 f"{self.staging} holds the beginning of a preparation from other files or in other shards; "
@@ -158,7 +174,7 @@ class Writer:
         return self.staging / "notes" / f"{shard.filename(self.dataset)}.json"
 
     def _write_shard(self, shard: Shard) -> list[str]:
-        """Writes one shard; returns the names of unreadable images."""
+        """Writes one shard; returns a line "NAME: REASON" for each unreadable item."""
         left_out, size = [], 0
         beside = None  # a remote shard is written here and copied
         if not _is_remote(self.staging):
@@ -168,11 +184,13 @@ class Writer:
             path = os.path.join(temporary, "shard")
             writer = ArrayRecordWriter(path, "group_size:1")
             for item in shard.items:
-                encoded = self._bytes(item)
-                if not is_readable(encoded):
-                    left_out.append(item.name)
+                try:
+                    encoded = self.collection.store(self._bytes(item))
+                except Unreadable as error:
+                    left_out.append(f"{item.name}: {error}")
                     continue
-                example = {"image": encoded, "file_name": item.name} | self.collection.fields(item)
+                media = {self.collection.media: encoded, "file_name": item.name}
+                example = media | self.collection.fields(item)
                 record = self.features.serialize_example(self.features.encode_example(example))
                 writer.write(record)
                 size += len(record)
@@ -190,7 +208,7 @@ class Writer:
         try:
             return self.read(item.place)
         except OSError:
-            if item.place.size >= 0:  # an archive: not this image's fault
+            if item.place.size >= 0:  # an archive: not this item's fault
                 raise
             return b""
 
@@ -212,8 +230,8 @@ class Writer:
         total = sum(len(shard.items) for shard in shards)
         if len(left_out) > max(10, MAX_LEFT_OUT * total):
             raise UserError(
-                f"{len(left_out)} of {total} images cannot be read, such as {left_out[0]}: the source is "
-                f"damaged; mend it and delete {self.staging}"
+                f"{len(left_out)} of {total} {self.collection.media}s cannot be read, such as {left_out[0]}; "
+                f"the source is damaged: mend it and delete {self.staging}"
             )
         _write_atomically(self.staging / "unreadable.txt", "".join(f"{x}\n" for x in left_out).encode())
         if self.collection.problems:
@@ -230,7 +248,7 @@ class Writer:
         counts = ", ".join(f"{info.name} {info.num_examples:,}" for info in infos)
         say(f"{self.dataset} is ready in {self.final}: {counts}")
         if left_out:
-            say(f"{len(left_out)} images left out: {self.final}/unreadable.txt")
+            say(f"{len(left_out)} {self.collection.media}s left out: {self.final}/unreadable.txt")
 
     def _write_metadata(self, infos: list[tfds.core.SplitInfo]) -> None:
         identity = tfds.core.dataset_info.DatasetIdentity(
@@ -262,7 +280,9 @@ def _write_atomically(path: epath.Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def check_counts(splits: dict[str, list[Item]], expected: dict[str, int], partial: bool) -> Iterable[str]:
+def check_counts(
+    splits: dict[str, list[Item]], expected: dict[str, int], partial: bool, what: str = "image"
+) -> Iterable[str]:
     """Compares with the official numbers; yields notes about what is accepted nevertheless.
 
     Raises:
@@ -270,10 +290,10 @@ def check_counts(splits: dict[str, list[Item]], expected: dict[str, int], partia
     """
     for split, items in splits.items():
         if not items:
-            raise UserError(f"the source holds no image of the split {split!r}")
+            raise UserError(f"the source holds no {what} of the split {split!r}")
         official = expected.get(split)
         if official is not None and len(items) != official:
-            text = f"{split}: {len(items):,} images, {official:,} in the official set"
+            text = f"{split}: {len(items):,} {what}s, {official:,} in the official set"
             if not partial:
                 raise UserError(f"{text}; complete the source, or accept it with --partial")
             yield text
