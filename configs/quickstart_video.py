@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
             ),
             batch_size=64,
             eval_batch_size=360,
-            steps=1500,
+            steps=1000,
             optimizer=dict(learning_rate=3e-3, weight_decay=0.01),
             schedule=dict(warmup_steps=100),
             eval_every=250,
@@ -48,5 +48,6 @@ def get_config() -> ConfigDict:
                 )
             ),
             checkpoint=dict(every=500),
+            report=True,
         )
     )

@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -20,7 +21,8 @@ def footprints(
 ) -> Float[Array, "b m ..."]:
     """Attention of one block, averaged over heads, as (b, m, *token grid).
 
-    LookupViT: what each of the m compressed tokens gathers; the weights over the grid sum to one.
+    LookupViT: what each of the m compressed tokens gathers; the weights over the grid sum to one. Of a model
+    per frame these are all frames' tokens, which look at nothing but their own frame.
     ViT: what the class token attends to or, of a model that averages its patches, what they attend to
     on average; m = 1. Attention to the class token and to registers is left out.
 
@@ -44,6 +46,10 @@ def footprints(
     if not -len(layers) <= block < len(layers):
         raise UserError(f"{name} has {len(layers)} blocks with attention weights, none number {block}")
     weights = layers[block].mean(1)
+    if gathered and len(weights) > len(images):  # one sequence per frame
+        frames, own = grid[0], weights.reshape(len(images), grid[0], weights.shape[1], 1, -1)
+        alone = own * jnp.eye(frames, dtype=own.dtype)[None, :, None, :, None]
+        weights = alone.reshape(len(images), -1, math.prod(grid))
     if not gathered:
         first, last = (0, 1) if getattr(model, "head_kind", "") == "token" else (prefix, tokens)
         weights = weights[:, first:last, prefix:].mean(1, keepdims=True)

@@ -309,6 +309,58 @@ def compressed_footprints(
         _save(figure, path)
 
 
+def attention_strips(
+    clip: np.ndarray, title: str, maps: np.ndarray, grid: tuple[int, ...], path: Path, columns: int = 2
+) -> None:
+    """The frames of a clip, and for each compressed token the same frames under what it attends to there.
+
+    Args:
+      clip: (frames, h, w, c) of any value range.
+      maps: (m, t, gh, gw) attention weights, m = prod(grid); a map stands over the frames of its tubelet.
+        Places that get no more than an equal share of the attention stay clear.
+      grid: (time, height, width) of the compressed tokens.
+    """
+    frames = len(clip)
+    height, width = clip.shape[1:3]
+    faint = 0.7 + 0.3 * _as_rgb(clip).mean(-1)
+    equal = 1.0 / math.prod(maps.shape[1:])
+    norm = PowerNorm(0.6, vmin=equal, vmax=max(float(maps.max()), 1.01 * equal), clip=True)
+    rows = math.ceil(len(maps) / columns)
+
+    def strip(pictures: np.ndarray, gap: float) -> np.ndarray:
+        """(frames, h, w, ...) side by side, with a gap after each."""
+        pads = [(0, 0), (0, 0), (0, max(1, width // 12)), *[(0, 0)] * (pictures.ndim - 3)]
+        return np.concatenate(list(np.pad(pictures, pads, constant_values=gap)), axis=1)
+
+    def enlarged(weights: np.ndarray) -> np.ndarray:
+        """(t, gh, gw) at the frames and their size."""
+        axes = zip((frames, height, width), weights.shape)
+        t, y, x = (np.minimum(np.arange(n) * k // n, k - 1) for n, k in axes)
+        return weights[t[:, None, None], y[None, :, None], x[None, None]]
+
+    with rc_context(LOOK | {"axes.grid": False}):
+        side = 8.6 / frames * height / width  # inches of a frame
+        figure = Figure(figsize=(8.8 * columns, (rows + 1) * (side + 0.42) + 1.1), layout="constrained")
+        panels = figure.subplots(rows + 1, columns, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        panels[0, 0].imshow(strip(_as_rgb(clip), 1.0), interpolation="nearest")
+        panels[0, 0].set_title(title, loc="left", fontsize=14)
+        for index, (axes, weights) in enumerate(zip(panels[1:].flat, maps)):
+            place = np.unravel_index(index, grid)
+            names = [f"{name} {i + 1}/{n}" for name, i, n in zip(("time", "row", "column"), place, grid)]
+            axes.imshow(strip(faint, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(strip(enlarged(weights), np.nan), cmap=_heat(), norm=norm, interpolation="nearest")
+            axes.set_title("token " + ", ".join(names), loc="left", fontsize=12)
+        bar = figure.colorbar(
+            ScalarMappable(norm, _heat()), ax=panels, location="bottom", shrink=0.4, aspect=40, pad=0.02
+        )
+        ticks = norm.inverse(np.linspace(0.0, 1.0, 5))
+        bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+        bar.set_label(f"attention weight of a tubelet's token, from an equal share ({equal:.2g}) on")
+        _save(figure, path)
+
+
 def enlargements(
     rows: Sequence[dict[str, np.ndarray]],
     scores: Sequence[dict[str, float]],

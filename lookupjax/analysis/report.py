@@ -49,7 +49,7 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
     Speeds are forward passes on this machine, all contenders interleaved.
 
     Args:
-      images, labels: (n, h, w, c) and (n,) test examples as the models take them.
+      images, labels: (n, h, w, c), or clips (n, t, h, w, c), and (n,) test examples as the models take them.
     """
     to.mkdir(parents=True, exist_ok=True)
     runs = _distinct(runs)
@@ -145,6 +145,8 @@ def _speeds(runs: list[Run], batch: jax.Array) -> dict[str, Speed]:
 def _attention_pictures(run: Run, stem: str, examples: tuple[np.ndarray, np.ndarray], to: Path) -> list[str]:
     """One picture per compressed grid, and one of the first block; returns their Markdown."""
     images, labels = examples
+    if images.ndim == 5:
+        return _attention_strips(run, stem, examples, to)
     grids = list(filter(None, run.evaluations))
     shown = [(grid, -1, "last block", f"{stem}_{grid}.png") for grid in grids]
     shown += [(grid, 0, "first block", f"{stem}_{grid}_first_block.png") for grid in grids[-1:]]
@@ -159,6 +161,30 @@ def _attention_pictures(run: Run, stem: str, examples: tuple[np.ndarray, np.ndar
             f"Where each of the {grid} compressed tokens of {run.name} looks ({where}, mean over heads):",
             "",
             f"![{grid}, {where}]({name})",
+            "",
+        ]
+    return lines
+
+
+def _attention_strips(run: Run, stem: str, examples: tuple[np.ndarray, np.ndarray], to: Path) -> list[str]:
+    """For a LookupViT on clips: when and where the compressed tokens look, one clip per picture."""
+    lines: list[str] = []
+    grids = list(run.evaluations) if hasattr(run.model, "check_grid") else []
+    shown = [(grid, -1, "last block", "") for grid in grids]
+    shown += [(grid, 0, "first block", "_first_block") for grid in grids[-1:]]
+    for grid, block, where, suffix in shown:
+        call, name = run.call(grid), "_".join(filter(None, (stem, grid))) + f"{suffix}.png"
+        clip, label = jnp.asarray(examples[0][:1]), examples[1][0]
+        guess = int(run.model(clip, **call)["logits"].argmax())
+        maps = np.asarray(footprints(run.model, clip, **call, block=block)[0])
+        layout = run.model.check_grid(call.get("compressed", run.model.compressed))
+        layout = (len(maps) // math.prod(layout[1:]), *layout[1:])  # a model per frame: all frames' tokens
+        title = f"frames of a clip of class {label}, taken for {guess}"
+        plots.attention_strips(np.asarray(clip[0]), title, maps, layout, to / name)
+        lines += [
+            f"Where and when each compressed token of {run.name} {grid} looks ({where}, mean over heads):",
+            "",
+            f"![{grid or 'attention over time'}, {where}]({name})",
             "",
         ]
     return lines

@@ -149,16 +149,22 @@ def check_positive(name: str, **values: int) -> None:
 
 @dataclass(frozen=True)
 class SplitFrames:
-    """An image of `frames` pictures, one below the other, as a clip: how `moving_digits` is stored."""
+    """An image of `frames` pictures, one below the other, as a clip: how `moving_digits` is stored.
+
+    Encoded videos pass as they are, so that a small config of one runs on the other.
+    """
 
     frames: int
 
-    clip: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
-    def __call__(self, image: Image) -> Clip:
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        if "video" in example:
+            return example
+        image = example["image"]
         if image.shape[0] % self.frames:
             raise UserError(f"split_frames: {image.shape[0]} rows are no multiple of frames={self.frames}")
-        return image.reshape(self.frames, -1, *image.shape[1:])
+        return example | {"image": image.reshape(self.frames, -1, *image.shape[1:])}
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,7 @@ def test_no_frame_of_a_moving_digit_tells_its_class(moving):
     groups: dict[tuple, dict[int, np.ndarray]] = {}
     for index in range(0, 1440):
         example = moving[index]
-        clip = SplitFrames(8)(decode_image(example["image"], 1))
+        clip = SplitFrames(8)({"image": decode_image(example["image"], 1)})["image"]
         groups.setdefault(tuple(sorted(f.tobytes() for f in clip)), {})[example["label"]] = clip
     assert all(sorted(clips) == [0, 1, 2, 3] for clips in groups.values()) and len(groups) >= 355
     known = {np.round(d * 255 / 16).astype(np.uint8).tobytes() for d in load_digits().images}

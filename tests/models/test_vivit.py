@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lookupjax import create_model
+from lookupjax.analysis.attention import footprints
 from lookupjax.analysis.counts import count_products, trace_model, xla_flops
 from lookupjax.attention import record_taps
 from lookupjax.attention.softmax import merge_heads, split_heads
@@ -155,6 +156,16 @@ def test_sampled_frames_and_a_mean_over_frames():
     reversed_in_time = clip.at[:, jnp.array([2, 6])].set(clip[:, jnp.array([6, 2])])
     np.testing.assert_allclose(logits(model, clip), logits(model, reversed_in_time), atol=1e-5)
     assert model.temporal is None
+
+
+def test_where_and_when_the_tokens_of_each_frame_look():
+    """Those of a model per frame look at nothing but their own frame."""
+    model = filled("lookup_vivit_mu")
+    clip = jax.random.normal(jax.random.key(0), (2, 8, 32, 32, 3))
+    maps = jax.jit(lambda m, x: footprints(m, x, (2, 1)))(model, clip)
+    assert maps.shape == (2, 4 * 2, 4, 4, 4)
+    share = maps.sum((-2, -1)).reshape(2, 4, 2, 4)
+    np.testing.assert_allclose(share, np.broadcast_to(np.eye(4)[:, None], share.shape), atol=1e-5)
 
 
 SIZES = {  # frames: {compressed grid: GMACs} of the data sheet's table
