@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from lookupjax.data.archives import Place, list_images
+from lookupjax.data.archives import Place, list_files
 from lookupjax.data.shards import Collection, Item, check_counts
 from lookupjax.errors import UserError
 
@@ -68,7 +68,7 @@ class Images:
     def __init__(self, source: epath.Path):
         self.by_name: dict[str, tuple[str, Place]] = {}
         self.by_number: dict[int, tuple[str, Place]] = {}
-        for name, place in list_images(source):
+        for name, place in list_files(source):
             base = name.rsplit("/", 1)[-1]
             self.by_name[base] = (name, place)
             if number := NUMBER.search(base):

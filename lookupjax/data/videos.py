@@ -61,7 +61,8 @@ def kinetics_rows(source: epath.Path) -> tuple[list[Row], list[str]]:
         if split is None or not {"label", "youtube_id"} <= set(lines.fieldnames or ()):
             continue
         for line in lines:
-            name, span = line["youtube_id"], ()
+            name: str = line["youtube_id"]
+            span: tuple[str, ...] = ()
             if line.get("time_start") and line.get("time_end"):
                 start, end = int(float(line["time_start"])), int(float(line["time_end"]))
                 span = (f"{name}_{start:06d}_{end:06d}",)
