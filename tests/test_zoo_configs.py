@@ -18,6 +18,8 @@ ARGUMENTS = [(path.stem, "") for path in sorted(ZOO.glob("*.py"))] + [
     ("crossvit", "adversarial"),
     ("crossvit", "brainscore"),
     ("dcal", "t16"),
+    ("dcal", "b16_reid"),
+    ("lookup_davit", "digits"),
     ("dependencyvit", "lite_s"),
 ]
 

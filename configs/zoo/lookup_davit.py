@@ -23,7 +23,7 @@ GRIDS = ((3, 3), (5, 5), (7, 7))
 def get_config(argument: str = "") -> ConfigDict:
     asked = parse(argument, variant=("|".join((*DROP_PATH, "digits")), "t"))
     if asked["variant"] == "digits":
-        return digits()
+        return smoke(digits()) if asked["smoke"] else digits()
     config = imagenet(
         f"lookup_davit_{asked['variant']}",
         clip_norm=1.0,

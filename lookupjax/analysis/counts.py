@@ -50,14 +50,11 @@ def count_products(traced: jax.stages.Traced) -> int:
     Raises:
       UserError: for products inside a while loop, whose length is not known before it runs.
     """
-    return _products(traced.jaxpr.jaxpr)
+    return sum(times * products_of(eqn) for eqn, _, times in equations(traced.jaxpr.jaxpr))
 
 
-def _products(jaxpr: Jaxpr) -> int:
-    return sum(_equation_products(eqn) for eqn in jaxpr.eqns)
-
-
-def _equation_products(eqn: JaxprEqn) -> int:
+def products_of(eqn: JaxprEqn) -> int:
+    """Multiply-accumulates of one matrix product or convolution, 0 for anything else."""
     kind, params = eqn.primitive.name, eqn.params
     if kind == "dot_general":
         contracted = params["dimension_numbers"][0][0]
@@ -69,19 +66,41 @@ def _equation_products(eqn: JaxprEqn) -> int:
         kernel = eqn.invars[1].aval
         per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return eqn.outvars[0].aval.size * per_output // math.prod(params["lhs_dilation"])
-    inner = [_products(jaxpr) for jaxpr in _inner_jaxprs(params)]
-    if kind == "scan":
-        return params["length"] * sum(inner)
-    if kind == "pallas_call":
-        return math.prod(params["grid_mapping"].grid) * sum(inner)
-    if kind == "cond":
-        return max(inner)
-    if kind == "while" and any(inner):
-        raise UserError(
-            "cannot count matrix products inside a while loop of unknown length; use lax.scan or a "
-            "lax.fori_loop with constant bounds"
-        )
-    return sum(inner)
+    return 0
+
+
+def equations(jaxpr: Jaxpr, scope: str = "", times: int = 1) -> Iterator[tuple[JaxprEqn, str, int]]:
+    """(equation, its name scopes, how often it runs) of a program and all programs within it.
+
+    The body of a scan runs as often as it is long, of a conditional only the dearest branch.
+
+    Raises:
+      UserError: for products inside a while loop, whose length is not known before it runs.
+    """
+    for eqn in jaxpr.eqns:
+        kind, params = eqn.primitive.name, eqn.params
+        name = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+        repeats = times
+        if kind == "scan":
+            repeats = times * params["length"]
+        if kind == "pallas_call":
+            repeats = times * math.prod(params["grid_mapping"].grid)
+        bodies = [list(equations(body, name, repeats)) for body in _inner_jaxprs(params)]
+        if kind == "cond":
+            bodies = [max(bodies, key=_total)]
+        if kind == "while" and any(map(_total, bodies)):
+            raise UserError(
+                "cannot count matrix products inside a while loop of unknown length; use lax.scan or a "
+                "lax.fori_loop with constant bounds"
+            )
+        if not bodies:
+            yield eqn, name, times
+        for body in bodies:
+            yield from body
+
+
+def _total(body: list[tuple[JaxprEqn, str, int]]) -> int:
+    return sum(times * products_of(eqn) for eqn, _, times in body)
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:

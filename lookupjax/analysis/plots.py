@@ -48,7 +48,7 @@ def _style(index: int) -> dict:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, facecolor="white")
 
 
@@ -93,7 +93,7 @@ def learning_curves(histories: dict[str, list[dict]], path: Path) -> None:
         accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
         for axes in (losses, accuracies):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
-        _save(figure, path)
+        save(figure, path)
 
 
 def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
@@ -125,7 +125,7 @@ def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
         axes.margins(y=0.15)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
-        _save(figure, path)
+        save(figure, path)
 
 
 def tradeoff(
@@ -179,7 +179,7 @@ def tradeoff(
         axes.margins(y=0.15)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        _save(figure, path)
+        save(figure, path)
 
 
 def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
@@ -213,7 +213,7 @@ def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndar
         for axes in rows.ravel():
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _save(figure, path)
+        save(figure, path)
 
 
 def speed_bars(groups: dict[str, dict[str, Speed]], path: Path) -> None:
@@ -238,10 +238,10 @@ def speed_bars(groups: dict[str, dict[str, Speed]], path: Path) -> None:
             axes.grid(axis="y", visible=False)
             axes.set_title(setting, loc="left")
         axes.set_xlabel("images per second")
-        _save(figure, path)
+        save(figure, path)
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
+def as_rgb(image: np.ndarray) -> np.ndarray:
     """Any value range to [0, 1], grey to RGB."""
     image = image.astype(np.float32)
     low, high = image.min(), image.max()
@@ -249,7 +249,7 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
-def _heat() -> ListedColormap:
+def heat() -> ListedColormap:
     """From transparent over amber to dark red."""
     t = np.linspace(0.0, 1.0, 256)
     stops = np.array([[1.0, 0.85, 0.3], [0.94, 0.45, 0.1], [0.5, 0.0, 0.1]])
@@ -261,13 +261,13 @@ def _mosaic(axes: Axes, image: np.ndarray, maps: np.ndarray, grid: tuple[int, ..
     """The maps (m, gh, gw) laid out as the compressed grid, each over the faint image."""
     rows, columns = grid
     height = image.shape[0] / image.shape[1]  # of a map, in map widths
-    faint = 0.7 + 0.3 * _as_rgb(image).mean(-1)
+    faint = 0.7 + 0.3 * as_rgb(image).mean(-1)
     for index, weights in enumerate(maps):
         row, column = divmod(index, columns)
         left, top = column * (1 + GAP), row * (height + GAP)
         extent = (left, left + 1, top + height, top)
         axes.imshow(faint, cmap="gray", vmin=0, vmax=1, extent=extent)
-        axes.imshow(weights, cmap=_heat(), norm=norm, extent=extent, interpolation="nearest")
+        axes.imshow(weights, cmap=heat(), norm=norm, extent=extent, interpolation="nearest")
     axes.set_xlim(0, columns * (1 + GAP) - GAP)
     axes.set_ylim(rows * (height + GAP) - GAP, 0)
     axes.set_axis_off()
@@ -294,19 +294,19 @@ def compressed_footprints(
             axes.set_axis_off()
         for index, (image, title, image_maps) in enumerate(zip(images, titles, maps)):
             left, right = panels.reshape(-1, 2)[index]
-            left.imshow(_as_rgb(image), interpolation="nearest")
+            left.imshow(as_rgb(image), interpolation="nearest")
             left.set_title(title)
             left.set_anchor("NE")
             right.set_anchor("NW")
             _mosaic(right, image, image_maps, grid, norm)
-        scale = ScalarMappable(norm, _heat())
+        scale = ScalarMappable(norm, heat())
         bar = figure.colorbar(
             scale, ax=panels, location="bottom", shrink=0.4, aspect=30, pad=0.04, panchor=False
         )
         ticks = norm.inverse(np.linspace(0.0, 1.0, 5))
         bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
         bar.set_label("attention weight of an image token")
-        _save(figure, path)
+        save(figure, path)
 
 
 def attention_strips(
@@ -387,4 +387,4 @@ def enlargements(
                 place.imshow(image[top : top + shown, left : left + shown], interpolation="nearest")
                 place.set_title(f"{name}, {score[name]:.2f} dB" if name in score else name)
                 place.set_axis_off()
-        _save(figure, path)
+        save(figure, path)

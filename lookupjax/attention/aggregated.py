@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from lookupjax.attention.dense import dense_map, token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.moh import BALANCE, HeadRouter
 from lookupjax.attention.softmax import check_heads, merge_heads, split_heads
@@ -167,7 +168,8 @@ class CosineAttention(GatedAttention):
 class AggregatedAttention(GatedAttention):
     """Each token attends to its neighbours and to a pooled map under one softmax (stages 1-3).
 
-    Its taps are "local_weights" (b, heads, n, window^2) and "pooled_weights" (b, heads, n, pooled).
+    Its taps are "local_weights" (b, heads, n, window^2), their "map" (b, heads, n, n), and "pooled_weights"
+    (b, heads, n, pooled).
     """
 
     def __init__(self, dim: int, num_heads: int, *, sr_ratio: int, window: int, dtype, rngs, **options):
@@ -179,6 +181,11 @@ class AggregatedAttention(GatedAttention):
         self.local_bias = position_table((num_heads, k), rngs, 0.0004)
         self.learned_tokens = position_table((num_heads, width, k), rngs)
         self.learned_bias = nnx.Param(jnp.zeros((num_heads, k)))
+
+    def local_map(self, near: Float[Array, "b h n k"], grid: Grid) -> Float[Array, "b h n n"]:
+        numbers = flatten_grid(token_numbers(grid))  # (1, n, 1)
+        keys = neighbours(numbers[:, None], grid, self.window)[:, 0, :, :, 0]
+        return dense_map(near.swapaxes(1, 2)[:, :, :, None], numbers, keys, (numbers.shape[1],) * 2)
 
     def mix(
         self,
@@ -208,6 +215,8 @@ class AggregatedAttention(GatedAttention):
         weights = jax.nn.softmax(jnp.concatenate([near, far], axis=-1), axis=-1)
         weights = dropout(weights, self.dropout, rngs)
         near = self.tap("local_weights", weights[..., : self.window**2])
+        if self.tapped:
+            self.tap("map", self.local_map(near, grid))
         far = self.tap("pooled_weights", weights[..., self.window**2 :])
         learned = jnp.einsum("bhnc,hck->bhnk", q, self.learned_tokens[...])  # outside of the softmax
         near = near + learned + self.learned_bias[...][None, :, None]

@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from lookupjax.attention.dense import dense_map, token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.softmax import attention_scores, check_heads, merge_heads, split_heads
 from lookupjax.errors import UserError
@@ -145,6 +146,26 @@ class BiLevelRoutingAttention(TokenMixer):
             y = (avg_pool if self.kv_pool == "avg" else max_pool)(y, self.kv_size)
         return y.reshape(*x.shape[:2], -1, x.shape[-1])
 
+    def whole_map(
+        self,
+        weights: Float[Array, "w h n m"],
+        chosen: Int[Array, "b r t"],
+        grid: tuple[int, ...],
+        window: tuple[int, int],
+        padded: tuple[int, ...],
+    ) -> Float[Array, "b h q p"]:
+        """From every token of `grid` to every token or, with `kv_pool`, every cell of the pooled map."""
+        ends = ((0, 0), *((0, n - m) for n, m in zip(padded, grid)), (0, 0))
+        queries = to_windows(jnp.pad(token_numbers(grid), ends), window)
+        keys, cells = queries, tuple(grid)
+        if self.kv_pool != "none":
+            adaptive = self.kv_pool.startswith("adaptive")
+            side = tuple(self.kv_size if adaptive else n // self.kv_size for n in window)
+            cells = tuple(n // w * s for n, w, s in zip(padded, window, side))
+            keys = to_windows(token_numbers(cells), side)
+        keys = gather_regions(jnp.broadcast_to(keys, (chosen.shape[0], *keys.shape[1:])), chosen)
+        return dense_map(weights, queries[..., 0], keys[..., 0], (math.prod(grid), math.prod(cells)))
+
     def __call__(
         self,
         x: Float[Array, "b n d"],
@@ -184,6 +205,8 @@ class BiLevelRoutingAttention(TokenMixer):
         scores = scale * jnp.einsum("bhmc,bhnc->bhmn", q, k, preferred_element_type=jnp.float32)
         scores = self.tap("scores", scores)
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
+        if self.tapped:
+            self.tap("map", self.whole_map(weights, chosen, grid, window, padded))
         mixed = merge_heads(jnp.einsum("bhmn,bhnc->bhmc", weights, v))
         mixed = from_windows(mixed.reshape(b, -1, *mixed.shape[1:]), window, padded)
         mixed = mixed[:, : grid[0], : grid[1]]

@@ -7,7 +7,8 @@
 
 The windows stay inside the map: at a border they are shifted, not cut (neighbourhood attention, arXiv
 2204.07143). A map smaller than K is enlarged first and averaged back afterwards.
-Taps: "kernel_small" and "kernel_large" (b, groups, h, w, k, k), "output".
+Taps: "kernel_small" and "kernel_large" (b, groups, h, w, k, k), "map" of both kinds of kernels, all small
+ones first (b, 2 groups, h w, h w), "output".
 """
 
 import jax
@@ -17,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from lookupjax.attention.dense import dense_map
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import ConvNorm
@@ -44,6 +46,18 @@ def window_bias(
         (window_starts(n, kernel) - np.arange(n))[:, None] + np.arange(kernel) + kernel - 1 for n in grid
     )
     return table[:, rows[:, None, :, None], columns[None, :, None, :]]
+
+
+def kernel_map(kernels: Float[Array, "b g h w k k"]) -> Float[Array, "b g n n"]:
+    """Every pixel's kernel laid over the whole map."""
+    b, g, height, width, size, _ = kernels.shape
+    rows, columns = (window_starts(n, size)[:, None] + np.arange(size) for n in (height, width))
+    keys = rows[:, None, :, None] * width + columns[None, :, None, :]  # (h, w, k, k)
+    keys = 1 + keys.reshape(1, height * width, -1)
+    queries = np.arange(1, 1 + height * width)[None, :, None]
+    weights = kernels.reshape(b, g, height * width, 1, size * size).swapaxes(1, 2)
+    numbers = [jnp.asarray(n, jnp.float32) for n in (queries, keys)]
+    return dense_map(weights, numbers[0], numbers[1], (height * width,) * 2)
 
 
 @jax.checkpoint  # the windows are kernel^2 copies of the map: gather them again in the backward pass
@@ -151,6 +165,8 @@ class ContMix(TokenMixer):
         v = value if self.v is None else self.v(value, train=train)
         halves = jnp.split(v, 2, axis=-1)
         kernels = self.dynamic_kernels(q, self.groups(flatten_grid(k)))
+        if self.tapped:
+            self.tap("map", jnp.concatenate([kernel_map(k) for k in kernels], axis=1))
         parts = [
             window_mix(weights.astype(half.dtype), self.groups(half)).reshape(half.shape)
             for weights, half in zip(kernels, halves)

@@ -21,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from lookupjax.attention.dense import dense_map, token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.relative import make_divisible, relative_logits
 from lookupjax.attention.softmax import check_heads
@@ -131,12 +132,25 @@ class HaloAttention(TokenMixer):
             scores = jnp.where(visible[None, :, None, None], scores, jnp.finfo(scores.dtype).min)
         scores = self.tap("scores", scores)
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
+        if self.tapped:
+            self.tap("map", self.whole_map(weights, size, step))
         mixed = jnp.einsum("bkhnm,bkhmc->bknhc", weights, v)
         mixed = from_windows(mixed.reshape(*mixed.shape[:3], -1), (side, side), queries.shape[1:3])
         mixed = mixed[:, : -(-size[0] // step), : -(-size[1] // step)]
         if self.average:
             mixed = avg_pool(mixed, self.stride, ceil_mode=True)
         return self.tap("output", mixed if self.out is None else self.out(mixed))
+
+    def whole_map(
+        self, weights: Float[Array, "b k h n m"], size: tuple[int, int], step: int
+    ) -> Float[Array, "b h q p"]:
+        """From every position that asks, each `step`-th of the map, to every position of the map."""
+        side, asking = self.block // step, tuple(-(-n // step) for n in size)
+        queries, _ = pad_to_multiple(token_numbers(asking), (side, side))
+        keys, _ = pad_to_multiple(token_numbers(size), (self.block, self.block))
+        places = to_windows(queries, (side, side)), halo_windows(keys, self.block, self.halo)
+        whole = math.prod(asking), math.prod(size)
+        return dense_map(weights, places[0][..., 0], places[1][..., 0], whole)
 
     def __call__(
         self,

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from lookupjax.attention.dense import token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.softmax import attention_scores, check_heads, merge_heads, split_heads
 from lookupjax.errors import UserError
@@ -159,6 +160,9 @@ class LongShortAttention(TokenMixer):
         padded, (top, left) = pad_to_multiple(x.reshape(b, *grid, d), step, centre=self.pad == "centre")
         tokens = to_groups(padded, group, interval)
         groups = tokens.shape[1]
+        if self.tapped:
+            numbers, _ = pad_to_multiple(token_numbers(grid), step, centre=self.pad == "centre")
+            self.tap("places", to_groups(numbers, group, interval)[..., 0])
         tokens = tokens.reshape(b * groups, group**2, d)
         q, k, v = (
             self.tap(name, split_heads(project(tokens), self.num_heads))

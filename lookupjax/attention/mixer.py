@@ -9,7 +9,9 @@ through `self.tap(name, value)`. Untouched, that is the identity and costs nothi
 returns a copy of a model, sharing its parameters, in which one function sees every tap and may
 return something else in its place: reading and intervening are the same mechanism. The names mean the
 same everywhere: "weights" is the whole map (b, heads, queries, keys) that multiplies v, even in a mixer
-that never forms it otherwise (it then does so for a listener, `self.tapped`).
+that never forms it otherwise (it then does so for a listener, `self.tapped`). A mixer that works in windows
+has its weights per window; for a listener it also says which token stood where: "places" (see
+`attention.dense`), or "map", the weights over all tokens. These two are for reading only.
 
 Auxiliary losses. A mixer that adds to the training loss (a balance of its routing) sets `has_aux_loss`
 and implements `mix`, which returns (output, loss); models call `mix` and hand the mean over their layers
@@ -28,15 +30,8 @@ from lookupjax.errors import UserError
 TapFn = Callable[[str, str, Array], Array]
 
 
-class TokenMixer(nnx.Module):
-    """Base class: declared abilities, their check, and the taps."""
-
-    supports_context = False  # keys and values from other tokens than the queries
-    supports_mask = False  # a boolean mask over (queries, keys)
-    supports_causal = False  # each token attends to itself and earlier ones only
-    needs_grid = False  # `grid` must be given: the mathematics uses the 2-D layout
-    supports_prefix = False  # (with needs_grid) tokens before the grid; takes `prefix=` in the constructor
-    has_aux_loss = False  # `mix` returns a loss to be added in training
+class Tapped(nnx.Module):
+    """A module with named intermediate values that others can read and replace."""
 
     tap_fn: Callable[[str, Array], Array] | None = None
 
@@ -48,6 +43,17 @@ class TokenMixer(nnx.Module):
     def tapped(self) -> bool:
         """Whether anyone listens."""
         return self.tap_fn is not None
+
+
+class TokenMixer(Tapped):
+    """Base class: declared abilities, their check, and the taps."""
+
+    supports_context = False  # keys and values from other tokens than the queries
+    supports_mask = False  # a boolean mask over (queries, keys)
+    supports_causal = False  # each token attends to itself and earlier ones only
+    needs_grid = False  # `grid` must be given: the mathematics uses the 2-D layout
+    supports_prefix = False  # (with needs_grid) tokens before the grid; takes `prefix=` in the constructor
+    has_aux_loss = False  # `mix` returns a loss to be added in training
 
     def mix(
         self,
@@ -94,14 +100,20 @@ def with_taps(model: nnx.Module, fn: TapFn) -> nnx.Module:
     """A copy of `model` (sharing its parameters) whose taps all go through `fn(path, name, value)`.
 
     `path` is the mixer's place in the model, such as "blocks/3/attn". `fn` returns the value to go on
-    with. Works under jit and grad as long as everything `fn` stores is returned from the same trace.
+    with. Works under jit and grad as long as everything `fn` stores is returned from the same trace. Who
+    already listens to `model` sees the values first.
     """
     tapped = nnx.merge(*nnx.split(model))
     for path, module in nnx.iter_modules(tapped):
-        if isinstance(module, TokenMixer):
-            place = "/".join(map(str, path))
-            module.tap_fn = lambda name, value, place=place: fn(place, name, value)
+        if isinstance(module, Tapped):
+            module.tap_fn = _chain(module.tap_fn, "/".join(map(str, path)), fn)
     return tapped
+
+
+def _chain(outer: Callable[[str, Array], Array] | None, place: str, fn: TapFn) -> Callable:
+    if outer is None:
+        return lambda name, value: fn(place, name, value)
+    return lambda name, value: fn(place, name, outer(name, value))
 
 
 def is_tapped(module: nnx.Module) -> bool:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from lookupjax.attention.dense import token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.softmax import attention_scores, check_heads, merge_heads, split_heads
 from lookupjax.layers.conv import Window, pair
@@ -24,7 +25,8 @@ from lookupjax.layers.windows import from_windows, pad_to_multiple, to_windows
 class WindowAttention(TokenMixer):
     """Multi-head attention in windows of `window` tokens (height, width).
 
-    The taps see every window as an example of its own: weights are (b k, heads, p q, p q).
+    The taps see every window as an example of its own: weights are (b k, heads, p q, p q), and "places"
+    (1, k, p q) says which tokens these are, see `attention.dense`.
     """
 
     needs_grid = True
@@ -61,6 +63,9 @@ class WindowAttention(TokenMixer):
         b, _, d = x.shape
         padded, _ = pad_to_multiple(x.reshape(b, *grid, d), self.window)
         windows = to_windows(padded, self.window)
+        if self.tapped:
+            numbers, _ = pad_to_multiple(token_numbers(grid), self.window)
+            self.tap("places", to_windows(numbers, self.window)[..., 0])
         tokens = windows.reshape(-1, *windows.shape[2:])
         q, k, v = (
             self.tap(name, split_heads(project(tokens), self.num_heads))

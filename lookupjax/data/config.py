@@ -20,6 +20,7 @@ def default_data_config() -> ConfigDict:
             # of captions: a sentencepiece model at `path`, or one of `size` tokens trained on the training
             # captions; "bpe" or "unigram". The work directory keeps a copy. Nothing of it without texts
             tokenizer=dict(path="", kind="bpe", size=0),
+            per_class=0,  # images of each class in a batch, of batch_size / per_class classes; 0: any
             repeats=1,  # repeated augmentation: views of each example in a batch (DeiT: 3)
             cache=False,  # keep decoded examples in memory (small datasets)
             max_corrupt=0.01,  # share of a split's records that may be unreadable before training stops

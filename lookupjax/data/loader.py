@@ -202,16 +202,48 @@ class TrainBatches:
     def __call__(self, number: int) -> Batch:
         return stack([self.example(number, place) for place in self.places], self.keys)
 
-    def example(self, number: int, place: int) -> dict[str, Any]:
+    def choose(self, number: int, place: int) -> int:
+        """Which example of the source stands at `place` of batch `number`."""
         distinct = self.batch_size // self.repeats
         epoch, index = divmod(number * distinct + place % distinct, len(self.source))
-        chosen = int(permutation(self.seed, epoch, len(self.source))[index])
+        return int(permutation(self.seed, epoch, len(self.source))[index])
+
+    def example(self, number: int, place: int) -> dict[str, Any]:
+        chosen = self.choose(number, place)
         position = number * self.batch_size + place
 
         def change(example: dict[str, Any]) -> dict[str, Any]:
             return apply_example(self.transforms, example, np.random.default_rng([self.seed, position]))
 
         return self.source.readable(chosen, change)[0]
+
+
+@dataclass(frozen=True)
+class ClassBatches(TrainBatches):
+    """Batches of B / k classes with k images each, for losses that compare within a batch.
+
+    An epoch is a random order of the classes, cut into batches; what is left at its end waits for another.
+    The images of a class are drawn without repetition as far as it has k. All depends on (seed, batch) alone.
+    """
+
+    members: tuple[np.ndarray, ...]  # the examples of each class
+    per_class: int
+
+    def choose(self, number: int, place: int) -> int:
+        group, image = divmod(place, self.per_class)
+        groups = self.batch_size // self.per_class
+        epoch, index = divmod(number, len(self.members) // groups)
+        chosen = permutation(self.seed, epoch, len(self.members))[index * groups + group]
+        members = self.members[int(chosen)]
+        drawn = np.random.default_rng([self.seed, number, group]).permutation(len(members))
+        return int(members[drawn[image % len(members)]])
+
+
+def class_members(source: Source) -> tuple[np.ndarray, ...]:
+    """The examples of each class in turn; a source with `class_numbers` tells without reading its images."""
+    labels = getattr(source, "class_numbers", None)
+    labels = np.asarray([source[i]["label"] for i in range(len(source))] if labels is None else labels)
+    return tuple(np.flatnonzero(labels == value) for value in np.unique(labels))
 
 
 class TrainIterator:
@@ -269,10 +301,14 @@ def train_iterator(
         raise UserError(
             f"a batch of {batch_size} cannot hold every example {config.repeats} times (data.repeats)"
         )
-    first = process_index * local
+    if config.per_class and (config.repeats > 1 or batch_size % config.per_class):
+        raise UserError(
+            f"data.per_class={config.per_class} must divide the batch of {batch_size}, with data.repeats=1"
+        )
+    first, source = process_index * local, _decoded(config, config.train_split, tokens)
     transforms = split_normalize(build_transforms(config.train_transforms))[0]
-    batches = TrainBatches(
-        source=_decoded(config, config.train_split, tokens),
+    given = dict(
+        source=source,
         transforms=[t for t in transforms if not tokens or getattr(t, "whole", False)],
         keys=tuple(config.batch_keys),
         seed=seed,
@@ -280,7 +316,14 @@ def train_iterator(
         repeats=config.repeats,
         places=range(first, first + local),
     )
-    return TrainIterator(batches, config)
+    if not config.per_class:
+        return TrainIterator(TrainBatches(**given), config)
+    members, groups = class_members(source.source), batch_size // config.per_class
+    if len(members) < groups:
+        raise UserError(
+            f"a batch of {groups} classes (data.per_class) needs as many; there are {len(members)}"
+        )
+    return TrainIterator(ClassBatches(**given, members=members, per_class=config.per_class), config)
 
 
 class EvalBatches:

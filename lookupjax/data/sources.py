@@ -1,7 +1,9 @@
 """Datasets by name, as random-access sources of examples with encoded images.
 
 `BUILDERS` lists ours: embedded ones are prepared on first use, the others by `lookupjax.data.prepare`.
-Any other name is looked up among TFDS datasets already prepared (as ArrayRecord) in the data directory.
+"folder" is a folder per class or a CSV, read as it is (`lookupjax.data.folder`), "reid" the official folders
+of re-identification (`lookupjax.data.reid`). Any other name is looked up among TFDS datasets already prepared
+(as ArrayRecord) in the data directory.
 """
 
 import importlib
@@ -15,6 +17,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from lookupjax.data.folder import folder_source, read_folder
+from lookupjax.data.reid import read_reid
 from lookupjax.errors import UserError, nearest
 
 BUILDERS = {
@@ -148,6 +152,14 @@ def dataset_info(name: str, directory: str = "") -> DatasetInfo:
     Raises:
       UserError: when there is no such dataset.
     """
+    if name == "folder":
+        folder = read_folder(directory)
+        splits = {split: len(items) for split, items in folder.splits.items()}
+        return DatasetInfo(len(folder.classes), folder.classes, splits, folder.classes)
+    if name == "reid":
+        sources = read_reid(directory)
+        names = tuple(map(str, range(len(set(sources["train"].class_numbers)))))
+        return DatasetInfo(len(names), names, {s: len(source) for s, source in sources.items()}, names)
     builder = _prepared(name, directory)
     info = builder.info
     label = dict(info.features.items()).get("label")
@@ -165,6 +177,13 @@ def open_source(name: str, split: str, directory: str = "") -> Source:
     Raises:
       UserError: when there is no such dataset or split.
     """
+    if name == "folder":
+        return folder_source(directory, split)
+    if name == "reid":
+        sources = read_reid(directory)
+        if split not in sources:
+            raise UserError(f"{name} has no split {split!r}{nearest(split, sources)}; it has {list(sources)}")
+        return sources[split]
     builder = _prepared(name, directory)
     splits = list(builder.info.splits)
     for part in split.split("+"):  # "train+restval"

@@ -91,12 +91,24 @@ def read_weights(path: str | Path) -> Params:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def adapter(model: nnx.Module) -> Any:
-    """The interop module of a model's family.
+class Own:
+    """The adapter of files with our own names, as `lookupjax.export` writes them."""
+
+    @staticmethod
+    def parameter(params: Params, path: str, shape: tuple[int, ...]) -> np.ndarray:
+        return params[path]
+
+
+def adapter(model: nnx.Module, params: Params) -> Any:
+    """What reads the arrays: `Own` where most of them have names of the model's own parameters, otherwise
+    the interop module of its family.
 
     Raises:
       UserError: when the family has none that loads weights.
     """
+    own = named_leaves(nnx.to_pure_dict(nnx.state(model)))
+    if 2 * len(own.keys() & set(params)) > len(params):
+        return Own
     family = type(model).__module__.rpartition(".")[2]
     package = importlib.import_module("lookupjax.interop")
     names = [m.name for m in pkgutil.iter_modules(package.__path__)]
@@ -115,7 +127,7 @@ def reader(model: nnx.Module, params: Params) -> ValueOf:
     Raises:
       UserError: when the family has none.
     """
-    module = adapter(model)
+    module = adapter(model, params)
     options = {name: getattr(model, name) for name in getattr(module, "OPTIONS", ())}
     return functools.partial(module.parameter, params, **options)
 
@@ -207,8 +219,7 @@ def load_weights(
       UserError: for an unreadable file, a family without adapter, and in strict mode for anything missing,
         unexpected or resized; the model is then unchanged.
     """
-    module, params = adapter(model), read_weights(path)
-    state = nnx.state(model)
+    params, state = read_weights(path), nnx.state(model)
     pure = nnx.to_pure_dict(state)
     leaves = named_leaves(pure)
     values, report = gather_values(
@@ -216,7 +227,7 @@ def load_weights(
         reader(model, params),
         pos_resize=pos_resize or getattr(model, "pos_resize", "linear"),
     )
-    report.unexpected = unread(module, params)
+    report.unexpected = unread(adapter(model, params), params)
     if strict and not report.complete:
         raise UserError(f"{path}: {report}; strict=False loads what fits and leaves the rest as it is")
     new = [jnp.asarray(values.get(name, leaf), leaf.dtype) for name, leaf in leaves.items()]

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from lookupjax.attention.agent import AgentAttention
+from lookupjax.attention.dense import token_numbers
 from lookupjax.attention.mixer import TokenMixer
 from lookupjax.attention.softmax import attention_scores, check_heads, merge_heads, split_heads
 from lookupjax.errors import UserError
@@ -175,14 +176,22 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(dim, eps=eps, **common)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu="exact", dropout=dropout, **common)
 
-    def attend(self, x: Float[Array, "b h w d"], *, rngs: nnx.Rngs | None) -> Float[Array, "b h w d"]:
-        """Cut into windows, attention in each, back."""
-        window = x.shape[1:3] if self.whole else (self.window, self.window)
+    def cut(
+        self, x: Float[Array, "b h w d"], window: tuple[int, int]
+    ) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b k n d"]]:
+        """(the map, padded and displaced, its windows)."""
         padded, _ = pad_to_multiple(x, window)
         if self.shift:
             padded = jnp.roll(padded, (-self.shift, -self.shift), axis=(1, 2))
-        windows = to_windows(padded, window)
+        return padded, to_windows(padded, window)
+
+    def attend(self, x: Float[Array, "b h w d"], *, rngs: nnx.Rngs | None) -> Float[Array, "b h w d"]:
+        """Cut into windows, attention in each, back."""
+        window = x.shape[1:3] if self.whole else (self.window, self.window)
+        padded, windows = self.cut(x, window)
         tokens = windows.reshape(-1, *windows.shape[2:])
+        if self.attn.tapped:
+            self.attn.tap("places", self.cut(token_numbers(x.shape[1:3]), window)[1][..., 0])
         mask = None
         if self.shift and not self.agents:
             near = jnp.asarray(shift_mask(padded.shape[1:3], window, self.shift))

@@ -28,6 +28,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lookupjax.attention.dense import token_numbers
+from lookupjax.attention.mixer import Tapped
 from lookupjax.attention.softmax import attention_scores, check_heads, merge_heads, split_heads
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import conv
@@ -106,13 +108,6 @@ def chunk_means(x: Float[Array, "b n c"], count: int) -> Float[Array, "m c"]:
     return padded.reshape(x.shape[0], count, -1, x.shape[2]).mean((0, 2))
 
 
-def attend(
-    q: Float[Array, "b h m c"], k: Float[Array, "b h n c"], v: Float[Array, "b h n e"]
-) -> Float[Array, "b h m e"]:
-    weights = jax.nn.softmax(attention_scores(q, k), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhmn,bhnc->bhmc", weights, v)
-
-
 class ConvFFN(nnx.Module):
     """fc2(t + GELU(depthwise 5x5 of t)) with t = GELU(fc1(x))."""
 
@@ -127,8 +122,26 @@ class ConvFFN(nnx.Module):
         return self.fc2(t + gelu("exact")(self.depthwise(t)))
 
 
-class GroupAttention(nnx.Module):
-    """IASA: tokens in groups by content attend to two groups and, separately, to the centres."""
+class Attention(Tapped):
+    """Softmax attention within groups of tokens, whose weights are tapped."""
+
+    def attend(
+        self,
+        q: Float[Array, "b h m c"],
+        k: Float[Array, "b h n c"],
+        v: Float[Array, "b h n e"],
+        name: str = "",
+    ) -> Float[Array, "b h m e"]:
+        weights = self.tap(f"{name}weights", jax.nn.softmax(attention_scores(q, k), axis=-1))
+        return jnp.einsum("bhmn,bhnc->bhmc", weights.astype(v.dtype), v)
+
+
+class GroupAttention(Attention):
+    """IASA: tokens in groups by content attend to two groups and, separately, to the centres.
+
+    The taps see every group as an example of its own: "weights" and, to the centres, "centre_weights".
+    "query_places" and "key_places" (b, groups, _) say which tokens these are, see `attention.dense`.
+    """
 
     def __init__(
         self, dim: int, qk_dim: int, num_heads: int, group_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs
@@ -163,9 +176,14 @@ class GroupAttention(nnx.Module):
             tokens = split_heads(tokens[None], self.num_heads)
             return jnp.broadcast_to(tokens, (b * groups, *tokens.shape[1:]))
 
+        if self.tapped:
+            real = np.arange(groups * size).reshape(groups, size) < n
+            numbers = order.astype(jnp.float32) + 1.0
+            self.tap("query_places", jnp.where(real[None], numbers[:, own], 0.0))
+            self.tap("key_places", numbers[:, both])
         q = grouped(self.q(x), own)
-        mixed = attend(q, grouped(self.k(x), both), grouped(self.v(x), both))
-        mixed = merge_heads(mixed + attend(q, shared(centre_k), shared(centre_v)))
+        mixed = self.attend(q, grouped(self.k(x), both), grouped(self.v(x), both))
+        mixed = merge_heads(mixed + self.attend(q, shared(centre_k), shared(centre_v), "centre_"))
         mixed = mixed.reshape(b, groups * size, -1)[:, :n]
         back = jnp.argsort(order, axis=1)
         return self.out(jnp.take_along_axis(mixed, back[:, :, None], axis=1))
@@ -254,8 +272,11 @@ def stitching(size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     return index, weight.astype(np.float32)
 
 
-class LocalAttention(nnx.Module):
-    """LRSA: attention inside overlapping windows, then a ConvFFN on the whole map."""
+class LocalAttention(Attention):
+    """LRSA: attention inside overlapping windows, then a ConvFFN on the whole map.
+
+    The taps see every window as an example of its own; "places" (1, windows, window^2) are its tokens.
+    """
 
     def __init__(
         self,
@@ -278,28 +299,40 @@ class LocalAttention(nnx.Module):
         self.mlp_norm = LayerNorm(dim, eps=1e-5, **common)
         self.mlp = ConvFFN(dim, mlp_dim, **common)
 
-    def attend(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def mix(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """The tokens of each window after attention."""
         y = self.norm(x)
         q, k, v = (split_heads(layer(y), self.num_heads) for layer in (self.q, self.k, self.v))
-        return x + self.out(merge_heads(attend(q, k, v)))
+        return x + self.out(merge_heads(self.attend(q, k, v)))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = over_windows(x, self.window, self.attend)
+        if self.tapped:
+            self.tap("places", cut_windows(token_numbers(x.shape[1:3]), self.window)[0][None, :, :, 0])
+        x = over_windows(x, self.window, self.mix)
         return x + self.mlp(self.mlp_norm(x))
 
 
-def over_windows(x: Float[Array, "b h w c"], window: int, fn) -> Float[Array, "b h w c"]:
-    """Applies `fn` to the tokens (n, window^2, c) of all overlapping windows and stitches them together.
+def cut_windows(
+    x: Float[Array, "b h w c"], window: int
+) -> tuple[Float[Array, "k n c"], tuple[int, int], tuple[int, int]]:
+    """(tokens of all overlapping windows, windows down and across, size of the map they cover).
 
     A side shorter than the window is mirrored to its length first.
     """
-    b, height, width, c = x.shape
+    height, width = x.shape[1:3]
     grid = max(height, window), max(width, window)
     x = x[:, mirrored(height, grid[0])][:, :, mirrored(width, grid[1])]
     rows, columns = (window_starts(n, window)[:, None] + np.arange(window) for n in grid)
     y = x[:, rows[:, None, :, None], columns[None, :, None, :]]  # (b, rows, columns, window, window, c)
-    y = fn(y.reshape(-1, window * window, c)).reshape(y.shape).transpose(0, 1, 3, 2, 4, 5)
-    y = y.reshape(b, rows.size, columns.size, c)
+    return y.reshape(-1, window * window, x.shape[-1]), (len(rows), len(columns)), grid
+
+
+def over_windows(x: Float[Array, "b h w c"], window: int, fn) -> Float[Array, "b h w c"]:
+    """Applies `fn` to the tokens (n, window^2, c) of all overlapping windows and stitches them together."""
+    b, height, width, c = x.shape
+    tokens, (rows, columns), grid = cut_windows(x, window)
+    y = fn(tokens).reshape(b, rows, columns, window, window, c).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(b, rows * window, columns * window, c)
     for axis, n in enumerate(grid, start=1):
         index, weight = stitching(n, window)
         shape = [n if i == axis else 1 for i in range(4)]

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lookupjax.attention.mixer import Tapped
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import conv
 from lookupjax.layers.init import torch_linear
@@ -105,8 +106,10 @@ class LocalAttention(nnx.Module):
         return jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(seen))))
 
 
-class MEDUSA(nnx.Module):
+class MEDUSA(Tapped):
     """A convolutional classifier with MEDUSA's attention, over images of at least 8 x 8 pixels.
+
+    The tap "gate" shows (and replaces) the global attention A_j of each stage in turn.
 
     Args:
       trunk: "resnet" (with `depths`, bottleneck blocks of `width`) or "plain" (with `widths`).
@@ -173,7 +176,7 @@ class MEDUSA(nnx.Module):
         for j in range(len(self.trunk.stages)):
             x, gate = self.trunk.run_stage(j, x, rngs=rngs), None
             if context is not None:
-                gate = jax.nn.sigmoid(resize(self.heads[j](context), x.shape[1:3]))
+                gate = self.tap("gate", jax.nn.sigmoid(resize(self.heads[j](context), x.shape[1:3])))
                 gates.append(gate)
                 x = x * gate if self.gate == "product" else x * (1.0 + gate)
             if self.local:

@@ -133,7 +133,7 @@ def read_file(
       UserError: for an unreadable file, or a model whose family has no adapter.
     """
     params, found = weights.read_weights(path), {}
-    module, value_of = weights.adapter(model), weights.reader(model, params)
+    module, value_of = weights.adapter(model, params), weights.reader(model, params)
     for name, x in target.items():
         try:
             value = weights.stored_value(value_of, name, x.shape)
