@@ -5,7 +5,8 @@ A = softmax_N(Q K^T / sqrt(c)), and after their refinement write back through th
 The arithmetic is in the plain functions `gather` and `infuse`; the modules add projections and norms.
 Where there are few compressed tokens, projecting all lookup tokens costs more than attending to them
 unprojected: the `_absorbed` forms compute the same from the same parameters with the projections of values
-(gathering) and outputs (infusion) folded into the products with A.
+(gathering) and outputs (infusion) folded into the products with A. `lookup_tpu` has the whole path of the
+lookup tokens in two TPU kernels.
 """
 
 import jax
@@ -27,7 +28,7 @@ from lookupjax.layers.mlp import linear
 from lookupjax.layers.norm import LayerNorm
 
 REUSE = ("transpose", "renorm", "softmax")
-IMPLEMENTATIONS = ("auto", "plain", "absorbed")
+IMPLEMENTATIONS = ("auto", "plain", "absorbed", "fused")
 MACS_PER_ELEMENT = 240  # that an accelerator makes while it moves one bfloat16 value through memory
 
 
@@ -62,15 +63,15 @@ def absorb(impl: str, n: int, m: int, dim: int, num_heads: int) -> bool:
     """Whether `impl` folds the projections into the attention for n lookup and m compressed tokens.
 
     Per image, projecting all n lookup tokens costs n dim^2 + n m dim products and moves n dim values that
-    the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" compares
-    these, at `MACS_PER_ELEMENT` for each value moved.
+    the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" and "fused"
+    compare these, at `MACS_PER_ELEMENT` for each value moved.
 
     Raises:
       UserError: for an unknown `impl`.
     """
     if impl not in IMPLEMENTATIONS:
         raise UserError(f"cross_impl={impl!r} is unknown; choose one of {IMPLEMENTATIONS}")
-    if impl != "auto":
+    if impl in ("plain", "absorbed"):
         return impl == "absorbed"
     plain = n * dim * (dim + m + MACS_PER_ELEMENT)
     absorbed = m * dim * (num_heads * n + dim + num_heads * MACS_PER_ELEMENT)
@@ -121,7 +122,7 @@ class Gather(TokenMixer):
         rngs: nnx.Rngs,
     ):
         check_heads(dim, num_heads)
-        self.num_heads, self.impl = num_heads, impl
+        self.num_heads, self.impl, self.eps = num_heads, impl, eps
         self.norm_p = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         self.norm_l = LayerNorm(dim, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         self.q = linear(dim, dim, dtype=dtype, rngs=rngs)

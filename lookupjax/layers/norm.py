@@ -17,6 +17,17 @@ def _over_channels(v: Float[Array, "d"], x: Float[Array, "*s d"]) -> Float[Array
     return lax.broadcast_in_dim(v, x.shape, (x.ndim - 1,))
 
 
+def layer_norm(
+    x: Float[Array, "*s d"], scale: Float[Array, "d"], bias: Float[Array, "d"] | None, eps: float
+) -> Float[Array, "*s d"]:
+    """LayerNorm's arithmetic, float32 in and out."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    normed = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    y = normed * _over_channels(scale, x)
+    return y if bias is None else y + _over_channels(bias, x)
+
+
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis; biased variance (arXiv 1607.06450)."""
 
@@ -34,13 +45,8 @@ class LayerNorm(nnx.Module):
         self.eps, self.dtype = eps, dtype
 
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        normed = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        y = normed * _over_channels(self.scale[...], x)
-        if self.bias is not None:
-            y += _over_channels(self.bias[...], x)
-        return y.astype(self.dtype)
+        bias = None if self.bias is None else self.bias[...]
+        return layer_norm(x, self.scale[...], bias, self.eps).astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):

@@ -25,6 +25,8 @@ from jaxtyping import Array, Float
 
 from lookupjax.attention import create_mixer
 from lookupjax.attention.lookup import Gather, Infuse
+from lookupjax.attention.lookup_tpu import check_options, gather_tokens, update_tokens
+from lookupjax.attention.mixer import is_tapped
 from lookupjax.errors import UserError
 from lookupjax.layers.embed import PatchEmbed, token_grid
 from lookupjax.layers.mlp import Mlp
@@ -77,6 +79,8 @@ class Cross(nnx.Module):
     def __init__(
         self, dim: int, num_heads: int, *, pre_norm, qk_norm, out_proj, reuse, impl, eps, dtype, rngs
     ):
+        if impl == "fused":
+            check_options(qk_norm, out_proj)
         common = dict(pre_norm=pre_norm, out_proj=out_proj, impl=impl, eps=eps, dtype=dtype, rngs=rngs)
         self.gather = Gather(dim, num_heads, qk_norm=qk_norm, **common)
         self.infuse = Infuse(dim, num_heads, reuse=reuse, **common)
@@ -130,11 +134,18 @@ class LookupBlock(nnx.Module):
         def add(z, branch):
             return add_branch(z, dropout(branch, self.dropout, rngs), drop_path, rngs)
 
-        update, scores, weights = cross.gather(z_p, z_l)
+        random = rngs is not None and (self.dropout > 0 or not isinstance(drop_path, float) or drop_path > 0)
+        fused = cross.gather.impl == "fused" and not random and not is_tapped(cross)
+        if fused:
+            update, q, k = gather_tokens(cross.gather, z_p, z_l)
+        else:
+            update, scores, weights = cross.gather(z_p, z_l)
         z_p = add(z_p, update)
         refined, aux = self.attn.mix(self.attn_norm(z_p), grid=grid, rngs=rngs)
         z_p = add(z_p, refined)
         z_p = add_branch(z_p, self.mlp(self.mlp_norm(z_p), rngs=rngs), drop_path, rngs)
+        if fused:
+            return z_p, update_tokens(cross.infuse, self.lookup_norm, self.lookup_mlp, z_p, z_l, q, k), aux
         z_l = add(z_l, cross.infuse(z_p, scores, weights))
         z_l = add_branch(z_l, self.lookup_mlp(self.lookup_norm(z_l), rngs=rngs), drop_path, rngs)
         return z_p, z_l, aux
@@ -166,7 +177,8 @@ class LookupViT(nnx.Module):
       out_proj: output projections of gathering and infusion.
       share_cross: one cross-attention for all blocks.
       cross_impl: "plain", "absorbed" or, by estimated cost, "auto": the same numbers from the same
-        parameters, see `attention.lookup.absorb`.
+        parameters, see `attention.lookup.absorb`. "fused": TPU kernels, see `attention.lookup_tpu`; without
+        dropout and stochastic depth, on one device or, as elsewhere, in XLA.
       pos: "shared" resizes the lookup table for the compressed tokens, "separate" learns one of its own
         on `pos_compressed_grid` (default: `compressed`).
       antialias: of T; position tables of their own are always resized with antialias.

@@ -167,10 +167,10 @@ def test_user_errors():
 
 
 @pytest.mark.parametrize("reuse", ["transpose", "renorm", "softmax"])
-def test_absorbed_projections_change_neither_outputs_nor_gradients(reuse):
+def test_implementations_change_neither_outputs_nor_gradients(reuse):
     """Same parameters, other order of products; the compressed grid is small enough for "auto" to absorb."""
     graphdefs, losses, x = {}, {}, images()
-    for impl in ("plain", "absorbed", "auto"):
+    for impl in ("plain", "absorbed", "auto", "fused"):
         m = create_model("lookupvit_mu", num_classes=5, depth=1, reuse=reuse, cross_impl=impl)
         graphdefs[impl], params = nnx.split(m)
 
@@ -185,7 +185,7 @@ def test_absorbed_projections_change_neither_outputs_nor_gradients(reuse):
             losses[impl] = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, impl)
     value, grads = losses["plain"]
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
-    for impl in ("absorbed", "auto"):
+    for impl in ("absorbed", "auto", "fused"):
         np.testing.assert_allclose(losses[impl][0], value, rtol=2e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), losses[impl][1], grads)
 
