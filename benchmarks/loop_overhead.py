@@ -1,9 +1,10 @@
 """What the training loop costs beside the step itself.
 
-    python benchmarks/loop_overhead.py [--rounds=3] [--steps=60] [--config.key=value ...]
+    python benchmarks/loop_overhead.py [--vit_b] [--rounds=3] [--steps=60] [--config.key=value ...]
 
 Alternates, in one process, blocks of bare calls of the compiled step on one batch with steady-state
-blocks of the real loop (data pipeline, metrics, logging), and prints both medians and their ratio.
+blocks of the real loop (data pipeline, metrics, logging), and prints both medians and their ratio. The
+model is quickstart's, whose step takes milliseconds, or with --vit_b a ViT-B/16 on digits of 224 pixels.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from lookupjax.config import load_config
 from lookupjax.data.loader import train_iterator
@@ -23,8 +25,6 @@ from lookupjax.training.loop import train
 from lookupjax.training.program import compile_steps
 from lookupjax.training.progress import Reporter
 from lookupjax.training.sharding import global_batch, make_mesh
-
-LOG_EVERY = 10
 
 
 def bare_step(experiment: Experiment, programs: dict, batch: dict, steps: int) -> float:
@@ -53,18 +53,26 @@ def loop_step(experiment: Experiment) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="of each block, at least 6")
+    parser.add_argument("--vit_b", action="store_true", help="ViT-B/16 at 224 pixels, batch 8")
     args, overrides = parser.parse_known_args()
     use_compilation_cache()
+    log_every = min(10, args.steps // 3)
     fixed = [
-        f"--config.steps={args.steps + 2 * LOG_EVERY}",
-        f"--config.log_every={LOG_EVERY}",
+        f"--config.steps={args.steps + 2 * log_every}",
+        f"--config.log_every={log_every}",
         "--config.schedule.warmup_steps=0",
         "--config.eval_every=0",
         "--config.checkpoint.every=0",
         "--config.grids=((4,4),)",
     ]
-    config = resolve(load_config("configs/quickstart.py", [*fixed, *overrides]))
+    config = load_config("configs/quickstart.py", [*fixed, *overrides])
+    if args.vit_b:
+        config.model = ConfigDict(dict(name="vit_b16"))
+        config.grids, config.baselines = (), ConfigDict()
+        config.data.train_transforms = (dict(name="resize", size=(224, 224)), dict(name="normalize"))
+        config.batch_size = 8
+    config = resolve(config)
     experiment = Experiment(config, make_mesh(config.mesh))
     batch = global_batch(next(train_iterator(config.data, config.batch_size, config.seed)), experiment.mesh)
     programs = compile_steps(experiment, batch, Reporter("bare", 0, args.steps))

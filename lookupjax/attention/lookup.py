@@ -32,6 +32,19 @@ IMPLEMENTATIONS = ("auto", "plain", "absorbed", "fused")
 MACS_PER_ELEMENT = 240  # that an accelerator makes while it moves one bfloat16 value through memory
 
 
+def together(
+    first: nnx.Linear, second: nnx.Linear, x: Float[Array, "b n d"]
+) -> tuple[Float[Array, "b n e"], Float[Array, "b n e"]]:
+    """Two layers' outputs by one matrix product, which reads x once; the parameters stay two layers'."""
+    kernel, bias = (
+        jnp.concatenate([getattr(layer, name)[...] for layer in (first, second)], axis=-1).astype(x.dtype)
+        for name in ("kernel", "bias")
+    )
+    both = jnp.dot(x, kernel) + bias[None, None]
+    width = first.out_features
+    return both[..., :width], both[..., width:]
+
+
 def gather(weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]) -> Float[Array, "b h m c"]:
     """Information gathering, A V, with A = softmax of the scores over the n lookup tokens."""
     return jnp.einsum("bhmn,bhnc->bhmc", weights.astype(v.dtype), v)
@@ -138,16 +151,17 @@ class Gather(TokenMixer):
         """Returns (update of z_p, scores, A); scores and A are float32."""
         if self.norm_p is not None:
             z_p, z_l = self.norm_p(z_p), self.norm_l(z_l)
+        n, (m, d) = z_l.shape[1], z_p.shape[1:]
+        absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads)
         q = self.tap("q", self.q_norm(self.q(z_p)))
-        k = self.tap("k", self.k_norm(self.k(z_l)))
+        k, v = (self.k(z_l), None) if absorbed else together(self.k, self.v, z_l)
+        k = self.tap("k", self.k_norm(k))
         scores = self.tap("scores", attention_scores(q, k))
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1))
-        n, (m, d) = z_l.shape[1], z_p.shape[1:]
-        if self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads):
+        if absorbed:
             mixed = gather_absorbed(weights, z_l, self.v.kernel[...], self.v.bias[...])
         else:
-            v = self.tap("v", split_heads(self.v(z_l), self.num_heads))
-            mixed = merge_heads(gather(weights, v))
+            mixed = merge_heads(gather(weights, self.tap("v", split_heads(v, self.num_heads))))
         update = self.out(mixed) if self.out is not None else mixed
         return self.tap("output", update), scores, weights
 
