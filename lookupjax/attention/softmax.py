@@ -1,6 +1,7 @@
 """Multi-head softmax attention (arXiv 1706.03762, section 3.2)."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def fused_attention(
     q: Float[Array, "b h m c"],
     k: Float[Array, "b h n c"],
     v: Float[Array, "b h n c"],
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b m d"]:
     """softmax(q k^T / sqrt(c)) v with its heads merged, scores never in memory (`jax.nn`)."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
