@@ -33,12 +33,15 @@ HEAD = (
 
 
 def is_classifier(name: str) -> bool:
-    """Whether a call gives class logits (embedding and restoration models do not)."""
+    """Whether a call gives class logits of an image (embedding, restoration and video models do not)."""
     if model_options(name).get("channels", 3) != 3:  # a latent diffusion model
+        return False
+    if len(native_size(name)) != 2:
         return False
     model = nnx.eval_shape(lambda: create_model(name))
     images = jax.ShapeDtypeStruct((1, *native_size(name), 3), jnp.float32)
-    return "logits" in nnx.eval_shape(lambda m, x: m(x), model, images)
+    logits = nnx.eval_shape(lambda m, x: m(x), model, images).get("logits")
+    return logits is not None and logits.ndim == 2  # a captioner's are per word
 
 
 def train(name: str, workdir: Path, overrides: list[str]) -> bool:
