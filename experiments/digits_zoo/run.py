@@ -21,7 +21,7 @@ from flax import nnx
 
 from lookupjax import cli
 from lookupjax.analysis.counts import count_params, count_products, trace_model
-from lookupjax.analysis.plots import Point, accuracy_against_macs
+from lookupjax.analysis.plots import Point, labelled_scatter
 from lookupjax.analysis.throughput import device_name
 from lookupjax.errors import UserError
 from lookupjax.models import MODULES, create_model, model_options, native_size
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     note = f"{device_name()}; MACs of one image, milliseconds of a training step (median over the run)."
     table = "\n".join([HEAD, *(text for text, _ in ranked), "", note])
     (args.workdir / "table.md").write_text(table + "\n")
-    accuracy_against_macs({p.label: [p] for _, p in ranked}, args.workdir / "accuracy_macs.png")
+    labelled_scatter([point for _, point in ranked], args.workdir / "accuracy_macs.png")
     print(table)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

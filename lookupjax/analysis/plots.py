@@ -1,5 +1,6 @@
 """Pictures of runs and of attention. Every function writes one PNG."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import Bbox
 
 from lookupjax.analysis.throughput import Speed
 
@@ -126,6 +128,51 @@ def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
         save(figure, path)
+
+
+def labelled_scatter(points: Sequence[Point], path: Path) -> None:
+    """Accuracy against multiply-accumulates (logarithmic) of many models, every dot with its name beside it.
+
+    A name goes to the nearest of the places around its dot where it covers neither a dot nor another name.
+    """
+    largest = max(point.macs for point in points)
+    unit, word = (1e9, "billion") if largest >= 1e9 else (1e6, "million")
+    with rc_context(LOOK):
+        figure = Figure(figsize=(10, 8))
+        axes = figure.subplots(gridspec_kw=dict(left=0.11, right=0.97, bottom=0.1, top=0.97))
+        x, y = [point.macs / unit for point in points], [point.accuracy for point in points]
+        axes.plot(x, y, "o", ms=8, color=COLOURS[0])
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[-1] in "25" else "")
+        axes.margins(x=0.12, y=0.06)
+        axes.set(xlabel=f"{word} multiply-accumulates per image", ylabel="test accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.canvas.draw()  # settles the limits, which places in pixels follow from
+        centres = axes.transData.transform(np.transpose([x, y]))
+        taken = [Bbox.from_bounds(cx - 6, cy - 6, 12, 12) for cx, cy in centres]
+        for point, spot in zip(points, zip(x, y)):
+            text = axes.annotate(
+                point.label, spot, (0, 0), textcoords="offset points", fontsize=12, va="center"
+            )
+            for radius, angle in itertools.product(range(9, 90, 6), range(0, 360, 30)):
+                dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
+                text.set_ha("left" if dx > 1 else "right" if dx < -1 else "center")
+                text.set_position((dx, dy))
+                box = text.get_window_extent().padded(1)
+                inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+                if inside and not any(box.overlaps(other) for other in taken):
+                    break
+            taken.append(text.get_window_extent())
+            if radius > 15:
+                axes.annotate(
+                    "",
+                    spot,
+                    (dx, dy),
+                    textcoords="offset points",
+                    arrowprops={"arrowstyle": "-", "color": "0.6"},
+                )
+        _save(figure, path)
 
 
 def tradeoff(
