@@ -15,8 +15,8 @@ Rate = float | Float[Array, ""]
 def dropout(x: Float[Array, "*s"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "*s"]:
     """Zeroes entries with probability `rate` and rescales the rest by 1 / (1 - rate).
 
-    The mask is drawn once and kept for the backward pass. Left free, XLA draws it again inside everything that
-    uses it, which for LookupViT-B/16 makes the TPU compiler run ten times as long.
+    The mask is drawn once and kept for the backward pass. Left free, XLA draws it again inside everything
+    that uses it, which for LookupViT-B/16 makes the TPU compiler run ten times as long.
     """
     if rngs is None or rate == 0.0:
         return x
