@@ -110,7 +110,8 @@ def write_report(name: str, workdir: Path) -> Path:
             at_cost.setdefault(row["macs"], []).append(row["run"])
     missing = {", ".join(names): macs for macs, names in at_cost.items()}
     text = [f"# LookupViT against ViT: {name}", "", *table(scale, found), ""]
-    text.append(f"{len(done)} of {len(found)} points are measured; the rest is missing: not trained yet.")
+    left = "" if len(done) == len(found) else "; the rest is missing: not trained yet"
+    text.append(f"{len(done)} of {len(found)} points are measured{left}.")
     text += [*(f"- published: {source}" for source in scale.sources), ""]
     text += ["![accuracy against multiply-accumulates](accuracy_macs.png)", ""]
     with disk_errors(workdir):

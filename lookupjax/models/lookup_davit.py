@@ -161,6 +161,11 @@ class LookupDaViT(nnx.Module):
             raise UserError(f"a compressed grid of this model needs 2 positive lengths, not {tuple(grid)}")
         return tuple(grid)
 
+    def lookup_grid(self, size: tuple[int, ...]) -> Grid:
+        """The grid of lookup tokens in the last stage: the largest compressed grid that `size` allows."""
+        stride = 2 ** (len(self.depths) + 1)
+        return tuple(-(-n // stride) for n in size)
+
     def streams(
         self, images: Float[Array, "b h w c"], compressed: Grid | None, rngs: nnx.Rngs | None
     ) -> tuple[Float[Array, "b m d"], list[Float[Array, "b _ _ _"]]]:

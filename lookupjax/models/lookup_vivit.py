@@ -107,6 +107,10 @@ class LookupViViT(nnx.Module):
             )
         return (1, *grid)
 
+    def lookup_grid(self, size: tuple[int, ...]) -> Grid:
+        """The grid of lookup tokens of inputs of `size`: the largest compressed grid they allow."""
+        return token_grid(size, self.patch)
+
     def split(self, clips: Float[Array, "b t h w c"]) -> Float[Array, "b2 f h w c"]:
         """The stacks of frames of a tubelet's length, one after the other."""
         frames, _, _ = token_grid(clips.shape[1:-1], self.patch)

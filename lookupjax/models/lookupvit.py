@@ -275,6 +275,10 @@ class LookupViT(nnx.Module):
             )
         return grid
 
+    def lookup_grid(self, size: tuple[int, ...]) -> Grid:
+        """The grid of lookup tokens of inputs of `size`: the largest compressed grid they allow."""
+        return token_grid(size, self.patch)
+
     def tokenize(
         self, x: Float[Array, "b *size c"], compressed: Grid
     ) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:

@@ -18,7 +18,6 @@ from lookupjax.data.transforms import Normalize, build_transforms, split_normali
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, Context
 from lookupjax.grids import format_grid
-from lookupjax.layers.embed import token_grid
 from lookupjax.layers.rngs import Keys
 from lookupjax.models import create_model, model_options
 from lookupjax.paths import named_leaves
@@ -160,7 +159,7 @@ def check_compressed(experiment: Experiment, grid: tuple[int, ...], size: tuple[
     model, name = experiment.abstract_model, experiment.config.model.name
     if not hasattr(model, "check_grid"):
         raise UserError(f"{name} has no compressed tokens, so no grid can be chosen for it")
-    lookup = token_grid(size, model.patch)
+    lookup = model.lookup_grid(size)
     if any(m > n for m, n in zip(model.check_grid(grid), lookup)):
         raise UserError(
             f"the compressed grid {format_grid(grid)} is larger than the {format_grid(lookup)} lookup grid "

@@ -37,6 +37,13 @@ def test_one_model_serves_every_grid_and_any_size():
     assert [m.shape for m in out[0][1]] == [(2, 9, 13, 16), (2, 5, 7, 16), (2, 3, 4, 32)]
 
 
+@pytest.mark.parametrize("size", [(32, 32), (45, 70)])
+def test_the_lookup_grid_is_that_of_the_last_map(size):
+    model = nnx.eval_shape(lambda: create_model("lookup_davit_mu"))
+    maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, *size, 3), "float32"))
+    assert model.lookup_grid(size) == maps[-1].shape[1:3]
+
+
 def test_the_compressed_stream_reaches_the_next_stage():
     options = dict(carry=True, mlp_ratio=1.0, lookup_div=2.0, eps=1e-5, dtype=np.float32)
     graphdef, state = nnx.split(LookupStage(8, 8, 1, 1, **options, rngs=Keys(0)))
