@@ -126,14 +126,15 @@ FIXTURE_HEADS |= {"mean": "gap", "max": "max", "sum": "sum"}
 
 def build(fixture: Fixture) -> ViViT:
     """The model a fixture's config describes, with the fixture's parameters."""
-    config, x = fixture.config, fixture.inputs["x"]
+    config, x, params = fixture.config, fixture.inputs["x"], fixture.params
     form = FIXTURE_FORMS[config["attention"]]
-    token = any(name == "cls" or name.startswith("cls_") for name in fixture.params)
+    token = any(name == "cls" or name.startswith("cls_") for name in params)
     height, width, *frames = config["patch"]
-    sampled = config.get("n_sampled_frames", 0) if config.get("method") == "temporal_sampling" else 0
+    sampled = 0 if _is_tubelet(params) else sampled_frames(fixture, int(token))
+    temporal = {name.split("/")[1] for name in params if name.startswith("TemporalTransformer/encoderblock")}
     options = dict(
         form=form,
-        patch=(1 if sampled or not frames else frames[0], height, width),
+        patch=(1 if sampled else frames[0], height, width),
         channels=x.shape[-1],
         dim=config["dim"],
         depth=config["depth"],
@@ -141,14 +142,25 @@ def build(fixture: Fixture) -> ViViT:
         num_classes=config["classes"],
         mlp_ratio=(config["mlp"] + 0.5) / config["dim"],  # the width is rounded down
         head=FIXTURE_HEADS[config.get("classifier", "token" if token else "gap")],
-        temporal="mean" if config.get("spatial_only_baseline") else "transformer",
-        temporal_depth=config.get("tdepth", 4),
-        order=config.get("attention_order", "time_space"),
+        temporal="transformer" if temporal else "mean",
+        temporal_depth=len(temporal),
+        order=config.get("attention_order", config.get("order", "time_space")),
         sampled_frames=sampled,
     )
     grid = nnx.eval_shape(lambda: ViViT(**options | dict(depth=0), rngs=nnx.Rngs(0))).grid(x.shape[1:-1])
     model = nnx.eval_shape(lambda: ViViT(**options, pos_grid=grid, rngs=nnx.Rngs(0)))
-    return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
+    return fill(model, lambda path, shape: parameter(params, path, shape))
+
+
+def sampled_frames(fixture: Fixture, cls: int) -> int:
+    """Frames that a model without tubelets picks: as the config says, else by its positions."""
+    if "n_sampled_frames" in fixture.config:
+        return fixture.config["n_sampled_frames"]
+    arrays = fixture.params.arrays
+    if "TemporalTransformer/posembed_input/pos_embedding" in arrays:
+        return arrays["TemporalTransformer/posembed_input/pos_embedding"].shape[1] - cls
+    places = math.prod(n // p for n, p in zip(fixture.inputs["x"].shape[2:4], fixture.config["patch"]))
+    return (arrays["Transformer/posembed_input/pos_embedding"].shape[1] - cls) // places
 
 
 def outputs(fixture: Fixture) -> dict[str, jax.Array]:
