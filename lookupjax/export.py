@@ -134,7 +134,7 @@ def write_stablehlo(source: Source, out: Path, batch: int) -> dict[str, Program]
     programs = {}
     for name, call in source.calls.items():
 
-        def run(weights: Weights, images: Array, call: Call = call) -> dict[str, Array]:
+        def run(weights: Mapping[str, Array], images: Array, call: Call = call) -> dict[str, Array]:
             return source.outputs(build(weights), images, call)
 
         try:
@@ -177,8 +177,12 @@ def optional(name: str) -> Any:
 
 def write_onnx(source: Source, out: Path, batch: int) -> dict[str, Program]:
     """One ONNX model per compressed grid, weights inside."""
+    for name in (
+        "jax2onnx",
+        "onnx_ir",
+    ):  # they tell of every example they cannot import, every shape not stored
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     jax2onnx, runtime = optional("jax2onnx"), optional("onnxruntime")
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it tells of every shape it does not store
     merged = merge_branches(source.model)
     programs, outputs = {}, []
     for name, call in source.calls.items():
