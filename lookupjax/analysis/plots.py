@@ -172,7 +172,7 @@ def labelled_scatter(points: Sequence[Point], path: Path) -> None:
                     textcoords="offset points",
                     arrowprops={"arrowstyle": "-", "color": "0.6"},
                 )
-        _save(figure, path)
+        save(figure, path)
 
 
 def tradeoff(
@@ -405,7 +405,7 @@ def attention_strips(
         ticks = norm.inverse(np.linspace(0.0, 1.0, 5))
         bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
         bar.set_label(f"attention weight of a tubelet's token, from an equal share ({equal:.2g}) on")
-        _save(figure, path)
+        save(figure, path)
 
 
 def enlargements(
