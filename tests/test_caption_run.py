@@ -1,6 +1,9 @@
 """configs/quickstart_caption.py, tiny: an encoder is trained and frozen, a decoder learns from its tokens."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,7 +13,6 @@ from lookupjax import evaluate, predict
 from lookupjax.config import load_config
 from lookupjax.errors import UserError
 from lookupjax.paths import named_leaves
-from lookupjax.train import main
 from lookupjax.training.experiment import Experiment, evaluation_params, resolve
 from lookupjax.training.sharding import make_mesh
 from lookupjax.workdir import load_trained
@@ -41,9 +43,11 @@ def trained(tmp_path_factory, root):
     workdir = tmp_path_factory.mktemp("run")
     data = tmp_path_factory.mktemp("data")
     config = f"--config={root / 'configs/quickstart_caption.py'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
-        assert main([config, f"--workdir={workdir}", f"--config.data.dir={data}", *TINY]) == 0
+    command = [sys.executable, "-m", "lookupjax.train", config, f"--workdir={workdir}"]
+    places = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir), "JAX_PLATFORMS": "cpu"}
+    command += [f"--config.data.dir={data}", *TINY]
+    done = subprocess.run(command, cwd=root, env=os.environ | places, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return workdir
 
 

@@ -78,7 +78,7 @@ def _draw_tree(
         row, column = divmod(node, grid[1])
         crop = rgb[row * height : (row + 1) * height, column * width : (column + 1) * width]
         side = (inches[node] * unit[0], inches[node] * unit[1])
-        _patch(axes, crop, place[node], tree.level[node], side, COLOURS[labels[node]])
+        _patch(axes, crop, place[node], float(tree.level[node]), side, COLOURS[labels[node]])
     margin = 0.5 * large * unit[0] + 0.2
     axes.set(xlim=(-margin, slots - 1 + margin), ylim=(0.3, top + 0.7), xticks=())
     axes.set_yticks(range(1, top + 1), labels=[*map(str, range(1, top)), "root"])

@@ -57,7 +57,7 @@ def test_a_run_is_inspected_as_it_was_configured(tmp_path, capsys):
     config.data.channels = 1
     (tmp_path / "config.json").write_text(to_json(config))
     inspect.main([str(tmp_path)])
-    assert "(vit_mu) at 8x8x1" in capsys.readouterr().out
+    assert "(vit_mu) at 8x8x1" in " ".join(capsys.readouterr().out.split())  # a long path is wrapped
     assert json.loads((tmp_path / "config.json").read_text())["model"]["scan"]
 
 

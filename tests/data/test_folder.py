@@ -1,12 +1,15 @@
 """Plain folders and CSVs as datasets, and that one trains."""
 
 import json
+import os
+import subprocess
+import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
-from lookupjax import train
 from lookupjax.data.folder import read_folder
 from lookupjax.data.sources import dataset_info, open_source
 from lookupjax.errors import UserError
@@ -93,6 +96,14 @@ def test_the_config_trains_on_a_folder_and_learns_it(tmp_path, root):
         "--config.eval_every=0",
         "--config.schedule.warmup_steps=2",
     ]
-    train.main(arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", "lookupjax.train", *arguments],
+        cwd=root,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results[""]["accuracy"] == 1.0 and results[""]["examples"] >= 2
