@@ -1,11 +1,21 @@
 """The benchmark tool on the smallest models: what it counts is exact, what it times is only there."""
 
 import json
+import sys
 
 import pytest
 
 from lookupjax import benchmark
+from lookupjax.analysis import peer
 from lookupjax.errors import UserError
+
+FAKE_WORKER = """
+import json, sys
+for line in sys.stdin:
+    request = json.loads(line)
+    ready = {"params": 86567656, "memory_mb": None}
+    print(json.dumps(ready if "prepare" in request else {"calls": 3, "seconds": 1.5}), flush=True)
+"""
 
 
 def test_forward_and_training_of_two_models(tmp_path, capsys):
@@ -32,3 +42,25 @@ def test_forward_and_training_of_two_models(tmp_path, capsys):
 def test_wrong_contenders(text, complaint):
     with pytest.raises(UserError, match=complaint):
         benchmark.main([text])
+
+
+def test_a_peer_is_timed_in_its_own_process_and_training_reads_the_pipeline(tmp_path, monkeypatch, capsys):
+    (tmp_path / "worker.py").write_text(FAKE_WORKER)
+    monkeypatch.setattr(peer, "WORKER", tmp_path / "worker.py")
+    fast = ["--rounds=1", "--seconds=0", "--peak_side=64", "--size=32", "--batch=4", f"--out={tmp_path}"]
+    timm = ["--peer=timm", f"--peer_python={sys.executable}", "--peer_forms", "eager"]
+    pipeline = ["--mode", "forward", "end_to_end", "--pipeline=configs/quickstart.py"]
+    assert benchmark.main(["vit_mu,channels=1", *fast, *timm, *pipeline]) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    forward, theirs, fed = rows
+    assert theirs["images_per_second"]["median"] == 3 * 4 / 1.5  # calls x batch / seconds
+    assert 17 < theirs["gmacs"] * (224 / 32) ** 2 < 18 and theirs["xla_gflop"] is None
+    assert fed["mode"] == "end_to_end" and fed["xla_gflop"] > 2 * forward["xla_gflop"]
+    assert "timm vit_base_patch16_224 eager" in capsys.readouterr().out
+
+
+def test_a_worker_that_dies_is_named(tmp_path, monkeypatch):
+    (tmp_path / "worker.py").write_text("raise SystemExit(1)")
+    monkeypatch.setattr(peer, "WORKER", tmp_path / "worker.py")
+    with pytest.raises(UserError, match="needs PyTorch and timm"):
+        peer.Peer(sys.executable).ask(run="x", seconds=0.0)

@@ -2,7 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ def images_per_second(
     rounds: int = 7,
     *,
     seconds_per_round: float = 0.2,
+    elsewhere: Mapping[str, Callable[[float], tuple[int, float]]] = MappingProxyType({}),
 ) -> dict[str, Speed]:
     """Measures every contender `rounds` times, all of them in turn within a round.
 
@@ -30,19 +33,26 @@ def images_per_second(
       contenders: calls without arguments that return arrays and process `images_per_call` images. Two
         calls before the first round warm them up; every call is waited for.
       seconds_per_round: a contender's call is repeated for as long in a round, at least once.
+      elsewhere: contenders in other processes, visited in the same turn: f(seconds) gives (calls, seconds).
     """
     for call in contenders.values():
         for _ in range(2):
             jax.block_until_ready(call())
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def timed(call: Callable[[], Any], seconds: float) -> tuple[int, float]:
+        calls = 0
+        start = now = time.perf_counter()
+        while now - start < seconds or not calls:
+            jax.block_until_ready(call())
+            calls, now = calls + 1, time.perf_counter()
+        return calls, now - start
+
+    turns = {name: partial(timed, call) for name, call in contenders.items()} | dict(elsewhere)
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
-        for name, call in contenders.items():
-            calls = 0
-            start = now = time.perf_counter()
-            while now - start < seconds_per_round or not calls:
-                jax.block_until_ready(call())
-                calls, now = calls + 1, time.perf_counter()
-            speeds[name].append(calls * images_per_call / (now - start))
+        for name, turn in turns.items():
+            calls, seconds = turn(seconds_per_round)
+            speeds[name].append(calls * images_per_call / seconds)
     quartiles = {name: np.percentile(values, (50, 25, 75)) for name, values in speeds.items()}
     return {name: Speed(*map(float, values)) for name, values in quartiles.items()}
 
