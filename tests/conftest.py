@@ -1,6 +1,8 @@
 """The whole suite runs on 8 fake CPU devices, with shapes checked and implicit promotion forbidden."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,3 +35,16 @@ hook.__enter__()  # stays for the whole session: every lookupjax module imported
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def train(root):
+    """train(*arguments) runs lookupjax.train in a process of its own, which must end well."""
+
+    def run(*arguments: str) -> None:
+        own = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+        command = [sys.executable, "-m", "lookupjax.train", *arguments]
+        done = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run

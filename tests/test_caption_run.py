@@ -1,9 +1,6 @@
 """configs/quickstart_caption.py, tiny: an encoder is trained and frozen, a decoder learns from its tokens."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -39,15 +36,11 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, root):
+def trained(tmp_path_factory, root, train):
     workdir = tmp_path_factory.mktemp("run")
     data = tmp_path_factory.mktemp("data")
     config = f"--config={root / 'configs/quickstart_caption.py'}"
-    command = [sys.executable, "-m", "lookupjax.train", config, f"--workdir={workdir}"]
-    places = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir), "JAX_PLATFORMS": "cpu"}
-    command += [f"--config.data.dir={data}", *TINY]
-    done = subprocess.run(command, cwd=root, env=os.environ | places, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    train(config, f"--workdir={workdir}", f"--config.data.dir={data}", *TINY)
     return workdir
 
 

@@ -1,12 +1,8 @@
 """Plain folders and CSVs as datasets, and that one trains."""
 
 import json
-import os
-import subprocess
-import sys
 
 import cv2
-import jax
 import numpy as np
 import pytest
 
@@ -83,7 +79,7 @@ def test_no_folder_is_an_error(tmp_path):
             read_folder(directory)
 
 
-def test_the_config_trains_on_a_folder_and_learns_it(tmp_path, root):
+def test_the_config_trains_on_a_folder_and_learns_it(tmp_path, root, train):
     for i in range(12):
         write(tmp_path / "photos/dark" / f"{i}.png", 3 * i)
         write(tmp_path / "photos/light" / f"{i}.png", 255 - 3 * i)
@@ -96,14 +92,6 @@ def test_the_config_trains_on_a_folder_and_learns_it(tmp_path, root):
         "--config.eval_every=0",
         "--config.schedule.warmup_steps=2",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "lookupjax.train", *arguments],
-        cwd=root,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    train(*arguments)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results[""]["accuracy"] == 1.0 and results[""]["examples"] >= 2

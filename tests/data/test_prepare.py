@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 import cv2
-import jax
 import miniature
 import numpy as np
 import pytest
@@ -310,20 +308,14 @@ def test_remote_paths_go_through_epath(mini, tmp_path, monkeypatch):
     assert len(contents(tmp_path, "test", "imagenet_r")) == 6
 
 
-def test_from_the_tars_to_a_trained_model(prepared, root, tmp_path):
+def test_from_the_tars_to_a_trained_model(prepared, tmp_path, train):
     """The documented commands, on the miniature: its images at the model's size, three steps."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lookupjax.train", "--config=configs/imagenet/vit.py:B/16:smoke"]
-        + [f"--config.data.dir={prepared}", "--config.data.name=imagenet2012", f"--workdir={tmp_path}"]
-        + ["--config.data.eval_split=validation", "--config.steps=3", "--config.batch_size=4"]
-        + ["--config.schedule.warmup_steps=1"],
-        cwd=root,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)},
-        capture_output=True,
-        text=True,
+    train(
+        "--config=configs/imagenet/vit.py:B/16:smoke",
+        *(f"--config.data.dir={prepared}", "--config.data.name=imagenet2012", f"--workdir={tmp_path}"),
+        *("--config.data.eval_split=validation", "--config.steps=3", "--config.batch_size=4"),
+        "--config.schedule.warmup_steps=1",
     )
-    assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert results[""]["examples"] == 9 and np.isfinite(results[""]["nll"])
     assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 1000
