@@ -63,7 +63,7 @@ def main() -> None:
                 if round_number:
                     seconds[key].append((time.perf_counter() - start) / CALLS)
         base = statistics.median(seconds["loop, remat=none"])
-        print(f"depth {depth}, width {config.model.get('dim', 48)}, batch {config.batch_size}")
+        print(f"depth {depth}, width {config.model.dim}, batch {config.batch_size}")
         for key, values in seconds.items():
             median = statistics.median(values)
             print(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lookupjax.models import find_model, native_size
+from lookupjax.models import find_model, model_options, native_size
 from lookupjax.recipes import HALF, views
 
 TRAIN_IMAGES = 82_783 + 30_504  # Karpathy's train and restval
@@ -33,17 +33,17 @@ def captioning(
     beams: int = 4,
     cache_tokens: bool = False,
     dtype: str = "bfloat16",
-    **decoder: Any,
 ) -> ConfigDict:
     """The config; the encoder's weights are `--config.init.path`.
 
     Args:
-      encoder, options: name and options of `create_model`.
+      encoder, options: name and options of `create_model`; its position table follows `size`, and the
+        decoder is as wide as the encoder.
       form: of the decoder, "cross" or "prefix".
       length: of a caption in tokens. vocabulary: size of the tokenizer that is trained.
       cache_tokens: train on the encoder's tokens of the images without augmentation, computed once.
-      decoder: "dim", "depth", "num_heads", "dropout" of the decoder.
     """
+    known = model_options(encoder)
     steps = round(epochs * TRAIN_IMAGES / batch_size)
     pipeline = views((size, size), crop_area=(0.5, 1.0), interpolation="bilinear", mean=HALF, std=HALF)
     captions = dict(name="captions", length=length)
@@ -52,10 +52,11 @@ def captioning(
             model=dict(
                 name="captioner_b",
                 encoder=encoder,
-                encoder_options=options,
+                encoder_options=options | dict(pos_grid=tuple(size // side for side in known["patch"])),
                 length=length,
                 decoder=dict(form=form),
-                **decoder,
+                dim=known["dim"],
+                num_heads=known["num_heads"],
             ),
             dtype=dtype,
             task=dict(name="captioning", label_smoothing=0.1),

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from lookupjax.caption_recipes import captioning, smoke
 from lookupjax.grids import parse_grid
-from lookupjax.models import model_options
 from lookupjax.recipes import model_name, parse
 
 
@@ -34,15 +33,11 @@ def get_config(argument: str = "") -> ConfigDict:
         form=("cross|prefix", "cross"),
         tokens=("tokens", ""),
     )
-    name, size = model_name("lookupvit", asked["variant"]), int(asked["size"])
-    known = model_options(name)
     config = captioning(
-        name,
-        dict(compressed=parse_grid(asked["grid"]), pos_grid=tuple(size // side for side in known["patch"])),
-        size=size,
+        model_name("lookupvit", asked["variant"]),
+        dict(compressed=parse_grid(asked["grid"])),
+        size=int(asked["size"]),
         form=asked["form"],
         cache_tokens=bool(asked["tokens"]),
-        dim=known["dim"],
-        num_heads=known["num_heads"],
     )
     return smoke(config) if asked["smoke"] else config

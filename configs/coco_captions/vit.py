@@ -15,7 +15,6 @@ as there.
 from ml_collections import ConfigDict
 
 from lookupjax.caption_recipes import captioning, smoke
-from lookupjax.models import model_options
 from lookupjax.recipes import model_name, parse
 
 
@@ -27,15 +26,11 @@ def get_config(argument: str = "") -> ConfigDict:
         form=("cross|prefix", "cross"),
         tokens=("tokens", ""),
     )
-    name, size = model_name("vit", asked["variant"]), int(asked["size"])
-    known = model_options(name)
     config = captioning(
-        name,
-        dict(head="gap", pos_grid=tuple(size // side for side in known["patch"])),
-        size=size,
+        model_name("vit", asked["variant"]),
+        dict(head="gap"),
+        size=int(asked["size"]),
         form=asked["form"],
         cache_tokens=bool(asked["tokens"]),
-        dim=known["dim"],
-        num_heads=known["num_heads"],
     )
     return smoke(config) if asked["smoke"] else config
