@@ -123,8 +123,11 @@ def parse(argument: str, **kinds: tuple[str, Any]) -> dict[str, Any]:
         elif kind:
             found[kind] = word
         else:
-            expected = ", ".join(f"{name} (such as {default})" for name, (_, default) in kinds.items())
-            raise UserError(f"config argument {argument!r}: {word!r} is none of {expected} and smoke")
+            known = [
+                f"{name} (such as {default})" if default else f"{name} ({pattern})"
+                for name, (pattern, default) in kinds.items()
+            ]
+            raise UserError(f"config argument {argument!r}: {word!r} is none of {', '.join(known)} and smoke")
     return found
 
 

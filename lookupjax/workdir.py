@@ -51,13 +51,16 @@ def write_text(path: Path, text: str) -> None:
 def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
     """Makes the directory and stores the config, or checks that it holds the same one.
 
+    A directory with nothing but a config is of a run that did not begin, such as one with a mistyped option.
+
     Raises:
       UserError: when it holds a different config and `override` is not set, or cannot be written.
     """
     path = workdir / "config.json"
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        changes = differences(read_config(workdir), config) if path.exists() else []
+        begun = path.exists() and any(other != path for other in workdir.iterdir())
+        changes = differences(read_config(workdir), config) if begun else []
         if changes and not override:
             raise UserError(
                 f"{workdir} belongs to a run with another config:\n  "

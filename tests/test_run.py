@@ -11,8 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from lookupjax.errors import UserError
 from lookupjax.training.metrics import read_metrics
+from lookupjax.workdir import open_workdir, read_config
 
 TINY = [
     "--config=configs/quickstart.py",
@@ -249,3 +252,13 @@ def test_an_unwritable_work_directory(call, tmp_path):
     assert done.returncode == 2 and "cannot write to" in done.stderr and "Traceback" not in done.stderr
     done = call("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "is not a work directory" in done.stderr
+
+
+def test_a_run_that_did_not_begin_claims_no_directory(tmp_path):
+    mistyped, right = ConfigDict({"dim": 63}), ConfigDict({"dim": 64})
+    open_workdir(tmp_path, mistyped, override=False)
+    open_workdir(tmp_path, right, override=False)
+    assert read_config(tmp_path) == right
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="dim: 64 -> 63"):
+        open_workdir(tmp_path, mistyped, override=False)
