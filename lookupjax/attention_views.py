@@ -17,8 +17,9 @@ import numpy as np
 
 from lookupjax import cli
 from lookupjax.analysis.attention_maps import AttentionMap, attention_maps
-from lookupjax.analysis.attention_page import mosaic, write_page
+from lookupjax.analysis.attention_page import write_page
 from lookupjax.analysis.attention_plots import layers_and_heads, rollout_picture, round_trip_picture
+from lookupjax.analysis.pictures import mosaic
 from lookupjax.analysis.plots import compressed_footprints
 from lookupjax.data.transforms import build_transforms
 from lookupjax.errors import UserError

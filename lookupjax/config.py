@@ -10,7 +10,6 @@ import ast
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +228,7 @@ def from_json(text: str) -> ConfigDict:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One line per key that differs: "steps: 100 -> 200"."""
-    old_flat, new_flat = dict(_flat(from_json(to_json(old)))), dict(_flat(from_json(to_json(new))))
+    old_flat, new_flat = flat(from_json(to_json(old))), flat(from_json(to_json(new)))
     absent = "(not set)"
     return [
         f"{key}: {old_flat.get(key, absent)} -> {new_flat.get(key, absent)}"
@@ -238,9 +237,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     ]
 
 
-def _flat(node: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"optimizer.learning_rate": 0.001, ...}."""
+    values: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, ConfigDict):
-            yield from _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            values[f"{prefix}{key}"] = value
+    return values

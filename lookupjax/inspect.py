@@ -19,7 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lookupjax import cli
+from lookupjax.analysis.counts import short
 from lookupjax.analysis.layer_costs import Layer, layer_costs
+from lookupjax.analysis.page import page
+from lookupjax.analysis.page import table as html_table
 from lookupjax.errors import UserError
 from lookupjax.grids import format_grid, parse_grid
 from lookupjax.models import create_model, find_model, model_options, native_size
@@ -86,14 +89,6 @@ def report(target: str, size: tuple[int, ...] | None, compressed: tuple[int, ...
     return Report(label, tuple(size), layers)
 
 
-def short(number: int) -> str:
-    """1234567 -> "1.235 M"."""
-    for unit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.4g} {word}"
-    return f"{number:.0f}"
-
-
 def share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
@@ -154,33 +149,15 @@ def as_markdown(reports: Sequence[Report], depth: int) -> str:
     return "\n".join([*lines, "", NOTE, ""])
 
 
-STYLE = """body { margin: 0 auto; max-width: 1100px; padding: 16px; color: #1c2430; background: #fff;
-  font: 16px/1.45 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.25rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: right; border-bottom: 2px solid #98a2b0; }
-th, td { padding: 4px 10px; text-align: right; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
-  white-space: pre; }
-th:nth-child(2), td:nth-child(2) { text-align: left; color: #5b6675; }
-tr:last-child td { border-top: 2px solid #98a2b0; font-weight: 600; }
-td { border-bottom: 1px solid #e6eaef; }
-p { color: #5b6675; max-width: 75ch; }"""
+STYLE = """  td:nth-child(2), th:nth-child(2) { text-align: left; color: var(--faint); }
+  tr:last-child td { border-top: 2px solid var(--faint); font-weight: 600; }
+"""
 
 
 def as_html(reports: Sequence[Report], depth: int) -> str:
-    headings, rows = table(reports, depth)
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>\n" for row in rows)
     name = "<br>".join(map(html.escape, titles(reports)))
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(titles(reports)[0])}</title><style>{STYLE}</style>\n"
-        f'<h1>{name}</h1><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n'
-        f"{body}</tbody></table></div>"
-        f"<p>{NOTE}</p></html>\n"
+    return page(
+        titles(reports)[0], f"<h1>{name}</h1>\n{html_table(*table(reports, depth))}<p>{NOTE}</p>\n", STYLE
     )
 
 

@@ -1,25 +1,201 @@
-"""python -m lookupjax.report --workdir=DIR : tables and pictures of a run and its baselines.
+"""python -m lookupjax.report --workdir DIR [DIR ...] [--out FILE.html] [--markdown]
 
-Works from the files in the work directory: DIR and every DIR/baselines/NAME that is finished.
+One HTML page on one or several runs and their baselines, from the files in the work directories alone:
+figures, curves, accuracy and cost, confusion, calibration, worst mistakes, settings, time. With --markdown
+also DIR/report/report.md: measured speeds and pictures of the attention, for which the dataset must be here.
 """
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from lookupjax import cli
 from lookupjax.analysis.caption_report import CaptionRun, write_caption_report
+from lookupjax.analysis.counts import count_params, count_products, trace_model
 from lookupjax.analysis.report import Run, write_report
+from lookupjax.analysis.run_page import write_run_page
+from lookupjax.analysis.run_view import Judged, RunView
+from lookupjax.config import flat
 from lookupjax.data.loader import EvalBatches
 from lookupjax.errors import UserError
+from lookupjax.evaluation import OWN
 from lookupjax.evaluation.captions import decoding_options
+from lookupjax.evaluation.context import call_name
+from lookupjax.evaluation.metrics import reliability
+from lookupjax.evaluation.predictions import Predictions, path_of, read_predictions
+from lookupjax.grids import parse_grid
+from lookupjax.training.experiment import Experiment
+from lookupjax.training.goodput import goodput
 from lookupjax.training.metrics import read_metrics
+from lookupjax.training.program import batch_shapes
+from lookupjax.training.sharding import make_mesh
 from lookupjax.workdir import disk_errors, load_model, read_config, with_files
 
 TIMED = 64  # images whose captions are timed
+DRAWN, LARGEST = 12, 2_000_000  # pictures of evaluators in the page: how many of a run, bytes of one
+
+
+def read_json(path: Path, default):
+    """The content of a JSON file of a run, or `default` where there is none.
+
+    Raises:
+      UserError: when it is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it or run the training again") from None
+
+
+def newest_figures(history: list[dict], calls: list[str]) -> dict[str, dict[str, float]]:
+    """{call: {figure: number}} of the last evaluations in metrics.jsonl."""
+    newest: dict[str, float] = {}
+    for row in history:
+        newest |= {key.removeprefix("eval/"): x for key, x in row.items() if key.startswith("eval/")}
+    found: dict[str, dict[str, float]] = {}
+    for call in calls:
+        start = f"{call}/" if call else ""
+        mine = {key.removeprefix(start): x for key, x in newest.items() if key.startswith(start)}
+        if mine:
+            found[call] = mine
+    return found
+
+
+def judged(workdir: Path, config: ConfigDict, call: str) -> tuple[Predictions, Judged] | None:
+    """What the task's own evaluation left of one call."""
+    path = path_of(workdir / "evaluation" / OWN, config.data.eval_split, call)
+    found = read_predictions(path) if path.exists() else None
+    if found is None or found.dataset != config.data.name:
+        return None
+    correct = (found.label == found.predicted).astype(np.float64)
+    return found, Judged(
+        call,
+        f"{found.dataset}/{found.split}",
+        found.index,
+        found.label,
+        found.predicted,
+        found.confidence,
+        found.probability,
+        found.words,
+        tuple(reliability(found.confidence, correct)),
+        found.pictures,
+    )
+
+
+def costs(experiment: Experiment, calls: list[str], shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
+    """(parameters, {call: multiply-accumulates of an input of `shape`}); () asks the dataset for a shape.
+
+    Raises:
+      UserError: when the shape is unknown, or a call does not fit it.
+    """
+    model = experiment.abstract_model
+    shape = shape or batch_shapes(experiment)["image"].shape[1:]
+    macs = {}
+    for call in calls:
+        grid = {"compressed": parse_grid(call)} if call else {}
+        macs[call] = count_products(trace_model(model, shape[:-1], shape[-1], **grid))
+    return count_params(model), macs
+
+
+def view(workdir: Path, name: str) -> RunView:
+    """What the work directory tells of a run, finished or not.
+
+    Raises:
+      UserError: when it is no work directory, or a file is damaged.
+    """
+    config = read_config(workdir)
+    history = read_metrics(workdir)
+    experiment = Experiment(
+        with_files(config, workdir), make_mesh(ConfigDict(dict(data=-1, fsdp=1, model=1)))
+    )
+    results = read_json(workdir / "results.json", None)
+    step = max((row["step"] for row in history), default=0)
+    calls = [call_name(call) for call in experiment.calls()]
+    notes, params, macs = [], 0, {}
+    found = [pair for call in calls if (pair := judged(workdir, config, call))]
+    chooses = hasattr(experiment.task, "choices")
+    if chooses:
+        try:
+            params, macs = costs(experiment, calls, tuple(found[0][0].input) if found else ())
+        except UserError as error:
+            notes.append(f"its multiply-accumulates are not counted: {error}")
+    else:
+        params = count_params(experiment.abstract_model)
+    drawn = {}
+    for path in sorted((workdir / "evaluation").glob("*/*.png")):
+        if path.name.startswith("reliability_"):
+            continue  # the page draws its own
+        if len(drawn) == DRAWN or path.stat().st_size > LARGEST:
+            notes.append(f"{path.relative_to(workdir)} and what follows is left out of this page: too much")
+            break
+        drawn[str(path.relative_to(workdir / "evaluation"))] = path.read_bytes()
+    records = read_json(workdir / "attempts.json", [])
+    logged = [row for row in history if "goodput/total" in row]
+    seconds = goodput(records) if records else {}
+    if logged:  # written last: it has what came after the last checkpoint
+        seconds = {key.removeprefix("goodput/"): x for key, x in logged[-1].items() if "goodput/" in key}
+    return RunView(
+        name=name,
+        place=str(workdir),
+        model=config.model.name,
+        task=config.task.name,
+        step=step,
+        steps=config.steps,
+        finished=results is not None and step >= config.steps,
+        chooses=chooses,
+        results=newest_figures(history, calls) if results is None else results,
+        history=history,
+        config=flat(config),
+        params=params,
+        macs=macs,
+        seconds={part: x for part, x in seconds.items() if part not in ("share", "total")},
+        starts=len(records),
+        judged=[shown for _, shown in found],
+        drawn=drawn,
+        notes=notes,
+    )
+
+
+def with_baselines(workdirs: list[Path]) -> dict[Path, str]:
+    """{work directory: name} of the runs and their baselines, in order.
+
+    Raises:
+      UserError: when a directory is none of a run, or given twice.
+    """
+    for workdir in workdirs:
+        read_config(workdir)
+    if len({path.resolve() for path in workdirs}) < len(workdirs):
+        raise UserError("a work directory is given twice; give each run once")
+    common = Path(os.path.commonpath([path.resolve().parent for path in workdirs]))
+    names: dict[Path, str] = {}
+    for workdir in workdirs:
+        alone = len(workdirs) == 1
+        names[workdir] = (
+            read_config(workdir).model.name if alone else str(workdir.resolve().relative_to(common))
+        )
+        for path in sorted(workdir.glob("baselines/*/config.json")):
+            names[path.parent] = path.parent.name if alone else f"{own}, {path.parent.name}"
+    return names
+
+
+def write_page(workdirs: list[Path], out: Path | None = None) -> Path:
+    """Writes the page (default: DIR/report/report.html, of several runs the first one's comparison.html).
+
+    Raises:
+      UserError: what `view` and `with_baselines` raise, or when the page cannot be written.
+    """
+    views = [view(path, name) for path, name in with_baselines(workdirs).items()]
+    name = "report.html" if len(workdirs) == 1 else "comparison.html"
+    out = out or workdirs[0] / "report" / name
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_run_page(views, out)
+    return out
 
 
 def load_run(workdir: Path) -> Run:
@@ -79,8 +255,19 @@ def report_workdir(workdir: Path) -> Path:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="lookupjax.report", description=__doc__.split("\n\n")[1])
-    parser.add_argument("--workdir", required=True, type=Path)
-    print(report_workdir(parser.parse_args(argv).workdir))
+    parser.add_argument("--workdir", required=True, type=Path, nargs="+", metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: DIR/report/report.html")
+    parser.add_argument("--markdown", action="store_true", help="also DIR/report/report.md, of one run")
+    args = parser.parse_args(argv)
+    if args.markdown and len(args.workdir) > 1:
+        raise UserError("--markdown is for one run and its baselines; give one --workdir")
+    if args.out and args.out.is_dir():
+        raise UserError(
+            f"--out={args.out} is a directory; name a file in it, such as {args.out / 'report.html'}"
+        )
+    print(write_page(args.workdir, args.out))
+    if args.markdown:
+        print(report_workdir(args.workdir[0]))
 
 
 if __name__ == "__main__":

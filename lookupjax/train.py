@@ -83,11 +83,11 @@ def run_all(args: argparse.Namespace, overrides: list[str]) -> int:
             print(interrupt)
         return EXIT_INTERRUPTED
     if config.report and jax.process_index() == 0:
-        from lookupjax.report import report_workdir  # brings matplotlib, slow to import
+        from lookupjax.report import report_workdir, write_page  # brings matplotlib, slow to import
 
-        path = report_workdir(args.workdir)
+        page, path = write_page([args.workdir]), report_workdir(args.workdir)
         print("\n".join(line for line in path.read_text().splitlines() if line.startswith("|")))
-        print(f"report: {path}")
+        print(f"report: {path}\npage: {page}")
     return 0
 
 

@@ -5,42 +5,21 @@ stands beside it as float32. Fine grids are binned until the page is small enoug
 """
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lookupjax.analysis.attention_maps import AttentionMap, Tokens
-from lookupjax.analysis.plots import as_rgb
+from lookupjax.analysis.page import STYLE
+from lookupjax.analysis.pictures import data_uri, png
 from lookupjax.errors import UserError
 
 FINEST = (32, 28, 20, 14, 10, 7)  # cells on a side of a shown grid, tried in this order
 LARGEST = 24_000_000  # bytes of weights in a page
 PICTURE = 448  # pixels of the longer side of an image in the page
-
-
-def picture(image: np.ndarray) -> str:
-    """An image (h, w, c) of any value range as a data URI."""
-    pixels = Image.fromarray(np.round(255 * as_rgb(image)[..., :3]).astype(np.uint8))
-    scale = PICTURE / max(pixels.size)
-    size = tuple(max(1, round(n * scale)) for n in pixels.size)
-    pixels = pixels.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    pixels.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def mosaic(frames: np.ndarray, count: int) -> np.ndarray:
-    """(h, w, c): `count` of the frames (t, h, w, c), evenly spaced, row by row in a nearly square picture."""
-    frames = frames[np.arange(count) * len(frames) // count]
-    columns = math.ceil(math.sqrt(count))
-    blank = np.zeros((-count % columns, *frames.shape[1:]), frames.dtype)
-    rows = np.concatenate([frames, blank]).reshape(-1, columns, *frames.shape[1:])
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
 def bins(tokens: Tokens, finest: int) -> tuple[np.ndarray, dict]:
@@ -51,7 +30,7 @@ def bins(tokens: Tokens, finest: int) -> tuple[np.ndarray, dict]:
     cells = [min(n, finest) for n in grid[-2:]]
     rows, columns = (np.arange(n) * m // n for n, m in zip(grid[-2:], cells))
     place = rows[:, None] * cells[1] + columns[None]
-    if len(grid) == 3:  # the frames of a clip, as in `mosaic`
+    if len(grid) == 3:  # the frames of a clip, as in `pictures.mosaic`
         across = math.ceil(math.sqrt(grid[0]))
         down = math.ceil(grid[0] / across)
         frame = np.arange(grid[0])[:, None, None]
@@ -131,9 +110,9 @@ def write_page(
     data = {
         "heading": heading,
         "titles": list(titles),
-        "pictures": [picture(image) for image in images],
+        "pictures": [data_uri(png(image, PICTURE)) for image in images],
         "views": [view(m, finest) for m in maps],
     }
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     template = (Path(__file__).parent / "attention_page.html").read_text()
-    path.write_text(template.replace("/*DATA*/null", text))
+    path.write_text(template.replace("/*STYLE*/", STYLE).replace("/*DATA*/null", text))

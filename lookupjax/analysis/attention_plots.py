@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 
 from lookupjax.analysis.attention_maps import AttentionMap, Tokens
 from lookupjax.analysis.attention_page import binned, bins, cells_of
-from lookupjax.analysis.plots import COLOURS, LOOK, as_rgb, heat, save
+from lookupjax.analysis.pictures import as_rgb
+from lookupjax.analysis.plots import COLOURS, LOOK, heat, save
 
 MOST_HEADS, MOST_LAYERS = 8, 8  # in one picture
 TOKENS = 5  # whose round trip is drawn

@@ -21,6 +21,14 @@ def count_params(model: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+def short(number: int) -> str:
+    """1234567 -> "1.235 M"."""
+    for unit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.4g} {word}"
+    return f"{number:.0f}"
+
+
 def trace_model(
     model: nnx.Module, input_size: tuple[int, ...], channels: int = 3, *, batch: int = 1, **call: Any
 ) -> jax.stages.Traced:

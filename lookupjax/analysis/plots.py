@@ -1,9 +1,10 @@
-"""Pictures of runs and of attention. Every function writes one PNG."""
+"""Pictures of runs and of attention. Every function writes one PNG, but those that draw on given axes."""
 
+import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +18,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
+from lookupjax.analysis.pictures import as_rgb
 from lookupjax.analysis.throughput import Speed
 
 # Okabe & Ito: told apart with any colour vision. A run has the same colour in every picture.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK = "#010203"  # of text where the page chooses its colour
 MARKERS = "oDs^vPX"
 STYLES = ("-", "--", ":", "-.")
 LOOK = {
@@ -35,6 +38,8 @@ LOOK = {
     "legend.frameon": False,
 }
 GAP = 0.08  # between attention maps, in map widths
+
+Bins = tuple[np.ndarray, np.ndarray, np.ndarray]  # count, mean confidence, accuracy, equally wide over [0, 1]
 
 
 class Point(NamedTuple):
@@ -54,78 +59,107 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, facecolor="white")
 
 
-def _evaluations(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """{grid or "": [(step, accuracy)]} of the rows of metrics.jsonl, without those of named evaluators."""
+def inline(figure: Figure) -> str:
+    """An SVG element for a page, in the page's text colour and its `--c0`, `--c1`, ... for COLOURS."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lookupjax"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg class="chart" role="img" \1>', text, count=1)
+    for index, colour in enumerate(COLOURS):
+        text = text.replace(colour.lower(), f"var(--c{index})")
+    return text.replace(INK, "currentColor")
+
+
+def _evaluations(history: list[dict], figure: str = "accuracy") -> dict[str, list[tuple[int, float]]]:
+    """{grid or "": [(step, value)]} of the rows of metrics.jsonl, without those of named evaluators."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in history:
         for key, value in row.items():
-            match = re.fullmatch(r"eval/(?:(\d+(?:x\d+)*)/)?accuracy", key)
+            match = re.fullmatch(rf"eval/(?:(\d+(?:x\d+)*)/)?{figure}", key)
             if match:
                 curves.setdefault(match[1] or "", []).append((row["step"], value))
     return curves
 
 
-def learning_curves(histories: dict[str, list[dict]], path: Path) -> None:
-    """Training loss and test accuracy over steps; `histories` holds the rows of metrics.jsonl by run.
+def draw_losses(axes: Axes, histories: dict[str, list[dict]]) -> None:
+    """Training loss over steps; `histories` holds the rows of metrics.jsonl by run."""
+    for index, (name, rows) in enumerate(histories.items()):
+        points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(*np.transpose(points or [(np.nan, np.nan)]), color=colour, label=name)
+    axes.set(xlabel="training step", ylabel="training loss", title="Training loss")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
 
-    The accuracy axis starts at the lowest value of the later three quarters, where runs differ little.
+
+def draw_evaluations(axes: Axes, histories: dict[str, list[dict]], figure: str = "accuracy") -> None:
+    """A figure of the task on the test data over steps, one line per run and compressed grid.
+
+    The axis of an accuracy starts at the lowest value of the later three quarters, where runs differ little.
     """
     late = []
+    for index, (name, rows) in enumerate(histories.items()):
+        curves = _evaluations(rows, figure)
+        for style, grid in zip(STYLES * len(curves), reversed(curves)):
+            steps, values = np.transpose(curves[grid])
+            late.extend(values[steps >= steps[-1] / 4])
+            axes.plot(steps, values, ls=style, ms=6, label=f"{name} {grid}".strip(), **_style(index))
+    axes.set(xlabel="training step", ylabel=f"test {figure}", title=f"Test {figure}")
+    axes.set_xlim(left=0)
+    if figure == "accuracy":
+        if late:
+            span = max(1.0 - min(late), 0.01)
+            axes.set_ylim(min(late) - 0.05 * span, 1.0 + 0.05 * span)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def learning_curves(histories: dict[str, list[dict]], path: Path) -> None:
+    """Training loss and test accuracy over steps, see `draw_losses` and `draw_evaluations`."""
     with rc_context(LOOK):
         figure = Figure(figsize=(13, 5.6), layout="constrained")
         losses, accuracies = figure.subplots(1, 2)
-        for index, (name, rows) in enumerate(histories.items()):
-            colour = COLOURS[index % len(COLOURS)]
-            points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-            losses.plot(*np.transpose(points or [(np.nan, np.nan)]), color=colour, label=name)
-            curves = _evaluations(rows)
-            for style, grid in zip(STYLES * len(curves), reversed(curves)):
-                steps, values = np.transpose(curves[grid])
-                late.extend(values[steps >= steps[-1] / 4])
-                label = f"{name} {grid}".strip()
-                accuracies.plot(steps, values, ls=style, ms=6, label=label, **_style(index))
-        losses.set(xlabel="training step", ylabel="training loss", title="Training loss")
-        accuracies.set(xlabel="training step", ylabel="test accuracy", title="Test accuracy")
-        losses.set_ylim(bottom=0)
-        losses.set_xlim(left=0)
-        accuracies.set_xlim(left=0)
-        if late:
-            span = max(1.0 - min(late), 0.01)
-            accuracies.set_ylim(min(late) - 0.05 * span, 1.0 + 0.05 * span)
-        accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
+        draw_losses(losses, histories)
+        draw_evaluations(accuracies, histories)
         for axes in (losses, accuracies):
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         save(figure, path)
 
 
-def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
+def draw_accuracy_against_macs(axes: Axes, series: dict[str, list[Point]]) -> None:
     """One line per model through its points; bars show standard errors where they are known."""
     largest = max(point.macs for points in series.values() for point in points)
     unit, word = (1e9, "billion") if largest >= 1e9 else (1e6, "million")
+    for index, (name, points) in enumerate(series.items()):
+        x = [point.macs / unit for point in points]
+        y = [point.accuracy for point in points]
+        errors = [point.error for point in points]
+        axes.errorbar(x, y, errors, ms=10, capsize=5, elinewidth=1.2, label=name, **_style(index))
+        for point, cost in zip(points, x):
+            axes.annotate(
+                point.label,
+                (cost, point.accuracy),
+                xytext=(9, -9),
+                textcoords="offset points",
+                va="top",
+                color=COLOURS[index % len(COLOURS)],
+                weight="bold",
+            )
+    known = any(point.error for points in series.values() for point in points)
+    axes.set_ylabel("test accuracy" + " (bars: one standard error)" * known)
+    axes.set_xlabel(f"{word} multiply-accumulates per image")
+    axes.set_xlim(0, 1.12 * largest / unit)
+    axes.margins(y=0.15)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+
+
+def accuracy_against_macs(series: dict[str, list[Point]], path: Path) -> None:
+    """See `draw_accuracy_against_macs`."""
     with rc_context(LOOK):
         figure = Figure(figsize=(9, 6), layout="constrained")
         axes = figure.subplots()
-        for index, (name, points) in enumerate(series.items()):
-            x = [point.macs / unit for point in points]
-            y = [point.accuracy for point in points]
-            errors = [point.error for point in points]
-            axes.errorbar(x, y, errors, ms=10, capsize=5, elinewidth=1.2, label=name, **_style(index))
-            for point, cost in zip(points, x):
-                axes.annotate(
-                    point.label,
-                    (cost, point.accuracy),
-                    xytext=(9, -9),
-                    textcoords="offset points",
-                    va="top",
-                    color=COLOURS[index % len(COLOURS)],
-                    weight="bold",
-                )
-        known = any(point.error for points in series.values() for point in points)
-        axes.set_ylabel("test accuracy" + " (bars: one standard error)" * known)
-        axes.set_xlabel(f"{word} multiply-accumulates per image")
-        axes.set_xlim(0, 1.12 * largest / unit)
-        axes.margins(y=0.15)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        draw_accuracy_against_macs(axes, series)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
         save(figure, path)
 
@@ -229,37 +263,41 @@ def tradeoff(
         save(figure, path)
 
 
-def reliability_diagrams(tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path) -> None:
-    """Accuracy against confidence, one panel per title, over the share of examples in each bin.
+def calibration_error(bins: Bins) -> float:
+    """Mean over the examples of |accuracy - confidence| of their bin."""
+    count, confidence, accuracy = bins
+    return float((count * np.abs(accuracy - confidence)).sum() / max(count.sum(), 1))
 
-    Args:
-      tables: {title: (count, mean confidence, accuracy)} per bin of equal width over [0, 1].
-    """
+
+def draw_reliability(upper: Axes, lower: Axes, bins: Bins) -> None:
+    """Accuracy against confidence over the share of examples in each bin."""
+    count, confidence, accuracy = bins
+    filled, width = count > 0, 1.0 / len(count)
+    centre = (np.arange(len(count)) + 0.5) * width
+    upper.plot((0, 1), (0, 1), "--", color="0.5", lw=1.5, label="perfectly calibrated")
+    upper.bar(centre[filled], accuracy[filled], 0.92 * width, color=COLOURS[0], label="accuracy")
+    upper.plot(
+        confidence[filled], accuracy[filled], "o", color=COLOURS[1], label="mean confidence of the bin"
+    )
+    upper.set(ylim=(0, 1.02), xlim=(0, 1))
+    lower.bar(centre, count / max(count.sum(), 1), 0.92 * width, color="0.6")
+    lower.set(xlabel="confidence", xticks=(0.25, 0.5, 0.75, 1.0))
+    for axes in (upper, lower):
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def reliability_diagrams(tables: Mapping[str, Bins], path: Path) -> None:
+    """One panel per title, see `draw_reliability`."""
     with rc_context(LOOK):
         figure = Figure(figsize=(5.2 * len(tables), 6.6), layout="constrained")
         rows = figure.subplots(2, len(tables), squeeze=False, sharex=True, height_ratios=(3, 1), sharey="row")
-        for (title, (count, confidence, accuracy)), (upper, lower) in zip(tables.items(), rows.T):
-            filled, width = count > 0, 1.0 / len(count)
-            centre = (np.arange(len(count)) + 0.5) * width
-            gap = (count * np.abs(accuracy - confidence)).sum() / max(count.sum(), 1)
-            upper.plot((0, 1), (0, 1), "--", color="0.4", lw=1.5, label="perfectly calibrated")
-            upper.bar(centre[filled], accuracy[filled], 0.92 * width, color=COLOURS[0], label="accuracy")
-            upper.plot(
-                confidence[filled],
-                accuracy[filled],
-                "o",
-                color=COLOURS[1],
-                label="mean confidence of the bin",
-            )
-            upper.set(title=f"{title}: calibration error {gap:.1%}", ylim=(0, 1.02), xlim=(0, 1))
-            lower.bar(centre, count / max(count.sum(), 1), 0.92 * width, color="0.6")
-            lower.set(xlabel="confidence", xticks=(0.25, 0.5, 0.75, 1.0))
+        for (title, bins), (upper, lower) in zip(tables.items(), rows.T):
+            draw_reliability(upper, lower, bins)
+            upper.set_title(f"{title}: calibration error {calibration_error(bins):.1%}")
         rows[0, 0].set_ylabel("accuracy")
         rows[1, 0].set_ylabel("share")
         rows[0, 0].legend(loc="upper left", fontsize=11)
-        for axes in rows.ravel():
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         save(figure, path)
 
 
@@ -286,14 +324,6 @@ def speed_bars(groups: dict[str, dict[str, Speed]], path: Path) -> None:
             axes.set_title(setting, loc="left")
         axes.set_xlabel("images per second")
         save(figure, path)
-
-
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Any value range to [0, 1], grey to RGB."""
-    image = image.astype(np.float32)
-    low, high = image.min(), image.max()
-    image = (image - low) / max(high - low, 1e-9)
-    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image
 
 
 def heat() -> ListedColormap:

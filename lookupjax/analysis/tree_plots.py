@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lookupjax.analysis.dependency import Tree, parts
-from lookupjax.analysis.plots import COLOURS, LOOK, as_rgb, save
+from lookupjax.analysis.pictures import as_rgb
+from lookupjax.analysis.plots import COLOURS, LOOK, save
 
 WIDTH = 10.0  # inches of a tree
 LARGEST, SMALLEST = 0.62, 0.05  # inches of a patch in it

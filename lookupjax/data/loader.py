@@ -364,14 +364,17 @@ class EvalBatches:
                 self.kept.append(batch)
             yield batch
 
+    def example(self, index: int) -> tuple[dict[str, Any], bool]:
+        """(the example as the model takes it, whether it is this one and not one in its place)."""
+        return self.source.readable(index, functools.partial(apply_example, self.transforms))
+
     def batch(self, number: int) -> Batch:
         """This process's share of batch `number`."""
         first = number * self.batch_size + self.process_index * self.local
         last = len(self.source) - 1
         examples, mask = [], []
         for index in range(first, first + self.local):
-            change = functools.partial(apply_example, self.transforms)
-            example, found = self.source.readable(min(index, last), change)
+            example, found = self.example(min(index, last))
             examples.append(example)
             mask.append(found and index <= last)
         return stack(examples, self.keys) | {"mask": np.asarray(mask, np.float32)}

@@ -23,10 +23,12 @@ SUPPORT = {
     "context",
     "labels",
     "metrics",
+    "predictions",
     "ptb",
     "ranking",
 }  # modules that are no evaluator types
 TASK_FIGURES = {"": {"type": "figures"}}  # what runs without any config.evaluators
+OWN = "figures"  # how a person and a directory call that
 
 
 @runtime_checkable
@@ -66,7 +68,7 @@ def create_evaluator(name: str, spec: Mapping[str, Any], context: Context) -> Ev
         if parameter.default is parameter.empty and option not in options:
             raise UserError(f"{place}: {kind} needs the option {option!r}")
     with _named(name):
-        return make(context.named(name), **options)
+        return make(context.named(name or OWN), **options)
 
 
 def create_evaluators(
@@ -80,13 +82,11 @@ def create_evaluators(
     Raises:
       UserError: for a name that there is not, and what `create_evaluator` raises.
     """
-    known = ["figures", *specs]
+    known = [OWN, *specs]
     for name in names:
         if name not in known:
             raise UserError(f"there is no evaluator {name!r}{nearest(name, known)}; there are {known}")
-    chosen = {
-        n: spec for n, spec in {**TASK_FIGURES, **specs}.items() if not names or (n or "figures") in names
-    }
+    chosen = {n: spec for n, spec in {**TASK_FIGURES, **specs}.items() if not names or (n or OWN) in names}
     return {name: create_evaluator(name, spec, context) for name, spec in chosen.items()}
 
 

@@ -134,31 +134,40 @@ class Context:
     def stream(
         self, fn: PerExample | OfModel, params: Any, stats: Any, batches: EvalBatches, call: Call
     ) -> Iterator[dict[str, np.ndarray]]:
-        """`fn(outputs, batch)` of each batch, real examples only."""
-        pending: deque[dict[str, jax.Array]] = deque()
+        """`fn(outputs, batch)` of each batch, real examples only, and their "index" in the split."""
+        pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
-        def real_examples(values: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+        def real_examples(number: int, values: dict[str, jax.Array]) -> dict[str, np.ndarray]:
             arrays = jax.device_get(values)
-            mask = arrays.pop("mask") > 0
-            return {name: array[mask] for name, array in arrays.items()}
+            real = np.flatnonzero(arrays.pop("mask") > 0)
+            index = number * batches.batch_size + real
+            return {name: array[real] for name, array in arrays.items()} | {"index": index}
 
-        for batch in batches:
+        for number, batch in enumerate(batches):
             values = self.program(fn, params, stats, global_batch(batch, self.mesh), call)
             jax.tree.map(lambda x: x.copy_to_host_async(), values)
-            pending.append(values)
+            pending.append((number, values))
             if len(pending) > IN_FLIGHT:
-                yield real_examples(pending.popleft())
+                yield real_examples(*pending.popleft())
         while pending:
-            yield real_examples(pending.popleft())
+            yield real_examples(*pending.popleft())
 
     def collect(
-        self, fn: PerExample | OfModel, params: Any, stats: Any, batches: EvalBatches, call: Call = ()
+        self,
+        fn: PerExample | OfModel,
+        params: Any,
+        stats: Any,
+        batches: EvalBatches,
+        call: Call = (),
+        index: bool = False,
     ) -> dict[str, np.ndarray]:
         """`fn(outputs, batch)` of every example of the split, in its order.
 
         Args:
           fn: returns arrays whose first axis is the batch. It is traced; evaluators share the compiled
             program when they pass the same function.
+          index: also give each example's "index" in the split, from which corrupt records are missing.
         """
         rows = list(self.stream(fn, params, stats, batches, call))
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        names = [name for name in rows[0] if index or name != "index"]
+        return {name: np.concatenate([row[name] for row in rows]) for name in names}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lookupjax.evaluation.context import Context, call_name
+from lookupjax.evaluation.predictions import CHOICES, FiguresAndChoices, path_of, write_predictions
 
 
 def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -17,6 +18,8 @@ def means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 class Evaluator:
     """Means over the split, every example counted once, whatever the batch size or mesh.
 
+    A task that chooses among classes also leaves its choices in the evaluator's directory, see `predictions`.
+
     Args:
       split: default: `config.data.eval_split`.
       data: changes to `config.data`, such as another dataset's name.
@@ -24,11 +27,24 @@ class Evaluator:
 
     def __init__(self, context: Context, *, split: str = "", data: Mapping[str, Any] | None = None):
         self.context, self.batches = context, context.batches(split, data)
+        task, config, info = context.task, context.data_config(data), context.info(data)
+        self.judge = FiguresAndChoices(task) if hasattr(task, "choices") else task.evaluate
+        self.about = {
+            "dataset": config.name,
+            "split": split or config.eval_split,
+            "words": info.words or info.class_names,
+        }
 
     def run(self, params: Any, stats: Any) -> dict[str, dict[str, float]]:
         """{call name: {figure: mean}}, with the number of "examples" counted."""
         results = {}
         for call in self.context.calls:
-            columns = self.context.collect(self.context.task.evaluate, params, stats, self.batches, call)
-            results[call_name(call)] = means(columns)
+            columns = self.context.collect(self.judge, params, stats, self.batches, call, index=True)
+            index, name = columns.pop("index"), call_name(call)
+            chosen = {n: columns.pop(f"choice/{n}") for n in CHOICES if f"choice/{n}" in columns}
+            results[name] = means(columns)
+            directory = self.context.drawing_directory() if chosen else None
+            if directory:
+                path = path_of(directory, self.about["split"], name)
+                write_predictions(path, chosen | {"index": index}, self.batches, self.about)
         return results

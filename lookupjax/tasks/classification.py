@@ -95,5 +95,16 @@ class Classification(Task):
             "nll": optax.softmax_cross_entropy(outputs["logits"], target),
         }
 
+    def choices(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Per example "label", "predicted", "confidence" (largest probability), "probability" (of label)."""
+        label = one_hot(batch["label"], outputs["logits"].shape[-1]).argmax(-1)
+        p = jax.nn.softmax(outputs["logits"].astype(jnp.float32), axis=-1)
+        return {
+            "label": label,
+            "predicted": outputs["logits"].argmax(-1),
+            "confidence": p.max(-1),
+            "probability": jnp.take_along_axis(p, label[:, None], axis=-1)[:, 0],
+        }
+
 
 TASK = Classification

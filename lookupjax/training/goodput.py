@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-PARTS = ("start-up", "data", "step", "checkpoint", "evaluation")  # the rest is "other"
+PARTS = ("start-up", "compilation", "data", "step", "checkpoint", "evaluation")  # the rest is "other"
 
 
 class Stopwatch:
@@ -64,7 +64,7 @@ def goodput(records: list[dict]) -> dict[str, float]:
     and the time in which nothing ran.
     """
     total = max(records[-1]["ended"] - records[0]["began"], 1e-9)
-    parts = {part: sum(record["seconds"][part] for record in records) for part in (*PARTS, "other")}
+    parts = {part: sum(record["seconds"].get(part, 0.0) for record in records) for part in (*PARTS, "other")}
     lost = max(total - sum(parts.values()), 0.0)
     return {"share": parts["step"] / total, "total": total, **parts, "lost": lost}
 

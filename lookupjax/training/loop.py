@@ -27,6 +27,7 @@ from lookupjax.training.progress import Reporter
 from lookupjax.training.state import TrainState
 from lookupjax.training.tokens import write_tokens
 
+BEFORE = ("start-up", "compilation")  # parts of the time that no step takes
 IN_FLIGHT = 2  # steps dispatched ahead of the one whose metrics are read
 
 
@@ -53,7 +54,7 @@ class Window:
         keys = self.rows[0] if self.rows else {}
         means = {f"train/{k}": float(np.mean([row[k] for row in self.rows])) for k in keys}
         seconds = {k: v - self.before[k] for k, v in self.watch.seconds.items()}
-        times = {f"time/{k}_ms": 1e3 * v / steps for k, v in seconds.items() if k != "start-up"}
+        times = {f"time/{k}_ms": 1e3 * v / steps for k, v in seconds.items() if k not in BEFORE}
         return steps / sum(seconds.values()), means | times
 
 
@@ -169,7 +170,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                 with watch.timed("data"):
                     batch = sharding.global_batch(next(data), mesh)
                 if not programs:
-                    with watch.timed("start-up"):
+                    with watch.timed("compilation"):
                         programs = compile_steps(experiment, batch, reporter)
                     window = Window(watch)
                 call = draw_call(config.seed, step, list(programs))
