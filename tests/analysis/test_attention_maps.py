@@ -14,6 +14,7 @@ from PIL import Image
 from lookupjax import attention_views, create_model
 from lookupjax.analysis.attention_maps import AttentionMap, Tokens, attention_maps, round_trips
 from lookupjax.analysis.attention_page import binned, bins, write_page
+from lookupjax.analysis.pictures import mosaic
 from lookupjax.attention import create_mixer, list_mixers, record_taps
 from lookupjax.attention.agent import AgentAttention
 from lookupjax.attention.bra import BiLevelRoutingAttention
