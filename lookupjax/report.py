@@ -32,7 +32,6 @@ from lookupjax.grids import parse_grid
 from lookupjax.training.experiment import Experiment
 from lookupjax.training.goodput import goodput
 from lookupjax.training.metrics import read_metrics
-from lookupjax.training.program import batch_shapes
 from lookupjax.training.sharding import make_mesh
 from lookupjax.workdir import disk_errors, load_model, read_config, with_files
 
@@ -87,19 +86,29 @@ def judged(workdir: Path, config: ConfigDict, call: str) -> tuple[Predictions, J
     )
 
 
-def costs(experiment: Experiment, calls: list[str], shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """(parameters, {call: multiply-accumulates of an input of `shape`}); () asks the dataset for a shape.
+def configured_shape(data: ConfigDict) -> tuple[int, ...]:
+    """The shape of an image after the evaluation transforms, as far as these tell it.
 
     Raises:
-      UserError: when the shape is unknown, or a call does not fit it.
+      UserError: when they do not, or make clips.
     """
-    model = experiment.abstract_model
-    shape = shape or batch_shapes(experiment)["image"].shape[1:]
-    macs = {}
+    sizes = [t["size"] for t in data.eval_transforms if "size" in t]
+    if not sizes or any("frames" in t for t in data.eval_transforms):
+        raise UserError("the size of its inputs is not in its config; evaluate it again to store it")
+    return (*((sizes[-1],) * 2 if isinstance(sizes[-1], int) else sizes[-1]), data.channels)
+
+
+def counted(experiment: Experiment, calls: list[str], shape: tuple[int, ...]) -> dict[str, int]:
+    """{call: multiply-accumulates of an input of `shape`}.
+
+    Raises:
+      UserError: when a call does not fit the shape.
+    """
+    model, macs = experiment.abstract_model, {}
     for call in calls:
         grid = {"compressed": parse_grid(call)} if call else {}
         macs[call] = count_products(trace_model(model, shape[:-1], shape[-1], **grid))
-    return count_params(model), macs
+    return macs
 
 
 def view(workdir: Path, name: str) -> RunView:
@@ -116,16 +125,15 @@ def view(workdir: Path, name: str) -> RunView:
     results = read_json(workdir / "results.json", None)
     step = max((row["step"] for row in history), default=0)
     calls = [call_name(call) for call in experiment.calls()]
-    notes, params, macs = [], 0, {}
+    notes, macs = [], {}
     found = [pair for call in calls if (pair := judged(workdir, config, call))]
     chooses = hasattr(experiment.task, "choices")
     if chooses:
         try:
-            params, macs = costs(experiment, calls, tuple(found[0][0].input) if found else ())
+            shape = tuple(found[0][0].input) if found else configured_shape(config.data)
+            macs = counted(experiment, calls, shape)
         except UserError as error:
             notes.append(f"its multiply-accumulates are not counted: {error}")
-    else:
-        params = count_params(experiment.abstract_model)
     drawn = {}
     for path in sorted((workdir / "evaluation").glob("*/*.png")):
         if path.name.startswith("reliability_"):
@@ -151,7 +159,7 @@ def view(workdir: Path, name: str) -> RunView:
         results=newest_figures(history, calls) if results is None else results,
         history=history,
         config=flat(config),
-        params=params,
+        params=count_params(experiment.abstract_model),
         macs=macs,
         seconds={part: x for part, x in seconds.items() if part not in ("share", "total")},
         starts=len(records),

@@ -114,7 +114,7 @@ def tradeoff_section(runs: Sequence[RunView]) -> str:
         ]
         for index, point in points
     ]
-    listed = table(["run", "at", "MACs", "of the dearest", "accuracy"], rows)
+    listed = table(["run", "at", "MACs", "relative", "accuracy"], rows)
     note = (
         "MACs: multiply-accumulates of the matrix products and convolutions for one input, counted in the "
         "program. Accuracy with one standard error."
@@ -139,6 +139,9 @@ def settings_section(runs: Sequence[RunView]) -> str:
     text = ""
     if len(runs) > 1:
         keys = sorted(set().union(*(run.config for run in runs)))
+        keys = [
+            key for key in keys if not key.startswith("baselines.")
+        ]  # further runs, not this one's settings
         found = {key: [shown(run.config.get(key, "(not set)")) for run in runs] for key in keys}
         differing = [[key, *values] for key, values in found.items() if len(set(values)) > 1]
         headings = ["key", *(labelled(index, run.name) for index, run in enumerate(runs))]
@@ -168,7 +171,7 @@ def time_section(runs: Sequence[RunView]) -> str:
             word, colour = PARTS[part]
             width = run.seconds.get(part, 0) / total
             blocks += f'<span style="width: {width:.2%}; background: {colour}" title="{word}"></span>'
-        text += f'<h3>{labelled(index, run.name)}</h3><div class="bar">{blocks}</div>\n'
+        text += f'<h3>{labelled(index, run.name)}</h3><div class="timebar">{blocks}</div>\n'
         shares = [f"{run.seconds.get(p, 0):,.1f} s, {run.seconds.get(p, 0) / total:.0%}" for p in parts]
         rows.append([labelled(index, run.name), f"{total:,.1f} s", str(run.starts or "-"), *shares])
     keys = [f'<span class="key" style="--own: {PARTS[p][1]}">{PARTS[p][0]}</span>' for p in parts]

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,29 @@ def test_the_page_is_one_file(written):
     assert set(re.findall(r"url\((.*?)\)", written)) == set(
         f"#{name}" for name in re.findall(r'<clipPath id="(.*?)"', written)
     )
+
+
+WIDTH = """<body><iframe src="report.html" style="width: 390px; height: 800px; border: 0"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  for (const folded of page.querySelectorAll("details")) folded.open = true;
+  document.body.dataset.wide = page.documentElement.scrollWidth;
+  document.body.dataset.seen = page.querySelectorAll("svg.chart").length;
+});
+</script>"""
+
+
+def test_nothing_is_wider_than_a_phone(trained, written):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    frame = trained / "report/frame.html"
+    frame.write_text(WIDTH)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    command = [chromium, *options, "--virtual-time-budget=5000", frame.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert int(re.search(r'data-wide="(\d+)"', dom)[1]) <= 390
+    assert int(re.search(r'data-seen="(\d+)"', dom)[1]) == 3 + 3  # curves, cost, calibration
 
 
 def test_figures_are_those_of_the_results(trained, written):
@@ -164,7 +188,7 @@ def test_several_runs_older_ones_and_unfinished_ones(trained, tmp_path, capsys):
     assert figures[2][5] == "6 of 12, unfinished" and 0 <= float(figures[2][6]) <= 1
     assert f"run python -m lookupjax.evaluate --workdir={older}" in section(text, "confusion")
     assert "the run is not finished" in section(text, "confusion")
-    assert "0 keys" not in text and "Not stored: unfinished." in section(text, "time")
+    assert not rows(section(text, "settings")) and "Not stored: unfinished." in section(text, "time")
     assert not (tmp_path / "older" / "report").exists()
 
     evaluate.main([f"--workdir={older}"])
