@@ -1,12 +1,14 @@
 """configs/quickstart_caption.py, tiny: an encoder is trained and frozen, a decoder learns from its tokens."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from lookupjax import evaluate, predict
+from lookupjax import attention_views, evaluate, predict
 from lookupjax.config import load_config
 from lookupjax.errors import UserError
 from lookupjax.paths import named_leaves
@@ -121,6 +123,20 @@ def test_predict_writes_captions(trained, tmp_path, capsys):
     assert out.out.startswith(f"{image}: ") and f"error: {bad}: not an image" in out.err
     with pytest.raises(UserError, match="--caption needs a captioner"):
         predict.main([f"--workdir={trained / 'pretraining'}", "--caption", str(image)])
+
+
+def test_attention_views_show_what_was_read_for_each_word(trained, tmp_path, capsys):
+    image, out = tmp_path / "a.png", tmp_path / "out"
+    Image.fromarray(np.arange(32 * 32 * 3).astype(np.uint8).reshape(32, 32, 3)).save(image)
+    assert attention_views.main([f"--workdir={trained}", str(image), f"--out={out}", "--layers=decoder"]) == 0
+    data = json.loads(re.search(r"const DATA = (.*);\n", (out / "attention.html").read_text())[1])
+    caption = data["titles"][0].removeprefix("a.png: ")
+    views = {view["path"]: (view["asks"]["name"], view["answers"]["name"]) for view in data["views"]}
+    assert views["decoder/blocks/0/attn"] == ("words", "words")
+    assert views["decoder/blocks/0/cross"] == ("words", "compressed tokens")
+    assert {path.name for path in out.glob("*.png")} == {"a_layers.png"} | (
+        {"a_words.png"} if caption else set()
+    )
 
 
 @pytest.mark.parametrize("file, argument", [("lookupvit", "S/16,3x3,prefix"), ("vit", "B/16,384,tokens")])

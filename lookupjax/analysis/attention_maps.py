@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lookupjax.analysis.attention_spread import frames_apart, places_apart, unmerged_keys, unmerged_queries
 from lookupjax.attention import record_taps
 from lookupjax.attention.agent import AgentAttention
 from lookupjax.attention.aggregated import AggregatedAttention
@@ -23,7 +24,11 @@ from lookupjax.attention.pooling.base import Pooling
 from lookupjax.attention.rollout import rollout
 from lookupjax.errors import UserError
 from lookupjax.layers.embed import token_grid
+from lookupjax.models.captioner import Captioner
 from lookupjax.models.dependencyvit import DependencyViT
+from lookupjax.models.tokenlearner import TokenLearnerViT
+from lookupjax.models.tome import ToMe
+from lookupjax.models.vivit import ViViT
 
 Grid = tuple[int, ...]
 KINDS = {  # tap: what its map is called
@@ -36,7 +41,7 @@ KINDS = {  # tap: what its map is called
     "gates": "share of each head",
     "gate": "global gate",
 }
-PLACES = ("places", "query_places", "key_places")
+PLACES = ("places", "query_places", "key_places", "source")
 SETS = (  # (model, path of the mixer, what asks, what answers): tokens that lie on no grid of the image
     ("DynPerceiver", r"x2z/", "latent tokens", ""),
     ("DynPerceiver", r"(last_)?z2x", "", "latent tokens"),
@@ -45,6 +50,9 @@ SETS = (  # (model, path of the mixer, what asks, what answers): tokens that lie
     ("DCAL", r"glca/", "selected tokens", ""),
     ("Probe", r"pool", "queries", ""),
     ("ViT", r"map/", "probe", ""),
+    ("ToMe", r"map/", "probe", ""),
+    ("TokenLearnerViT", r"learners/", "learned tokens", ""),
+    ("TokenLearnerViT", r"fusers/", "", "learned tokens"),
 )
 GRIDS: dict[str, tuple[Grid, ...]] = {"DynPerceiver": ((7, 7),)}  # that do not follow from the image's size
 
@@ -53,13 +61,15 @@ GRIDS: dict[str, tuple[Grid, ...]] = {"DynPerceiver": ((7, 7),)}  # that do not 
 class Tokens:
     """One side of a map: `prefix` tokens that have no place (class token, registers), then those of `grid`.
 
-    Without a grid all `count` tokens have no place.
+    Without a grid all `count` tokens have no place. A grid of three axes is that of a clip, time first.
+    `names` are those of the tokens before the grid, where they are not a class token and registers.
     """
 
     name: str
     count: int
     prefix: int = 0
     grid: Grid | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def attention_maps(
     """All maps in the order of computation, then, with `derived`, the rollouts and round trips.
 
     Args:
-      call: further arguments of the model's call, such as compressed=(3, 3).
+      call: further arguments of the model's call, such as compressed=(3, 3), or the `text` of a captioner.
 
     Raises:
       UserError: when nothing in the model attends.
@@ -101,7 +111,7 @@ def attention_maps(
     graphdef, state = nnx.split(model)
     values = jax.jit(lambda state, images: run(nnx.merge(graphdef, state, copy=True), images))(state, images)
     taps = dict(zip(order, map(np.asarray, values)))
-    reader = Reader(model, tuple(images.shape[1:-1]), call)
+    reader = Reader(model, len(images), tuple(images.shape[1:-1]), call)
     maps = [m for key in taps if (m := reader.read(key, taps)) is not None]
     if not maps:
         raise UserError(
@@ -114,9 +124,10 @@ def attention_maps(
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns taps into maps of a model for images of `size`."""
+    """Turns taps into maps of a model for a batch of images or clips of `size`."""
 
     model: nnx.Module
+    batch: int
     size: Grid
     call: dict[str, Any]
 
@@ -126,6 +137,8 @@ class Reader:
 
     def read(self, key: str, taps: dict[str, np.ndarray]) -> AttentionMap | None:
         """The map under the tap `key`; None where another tap says the same better, or it is no map."""
+        if isinstance(self.model, Captioner):
+            return self.of_captioner(self.model, key, taps)
         path, name, number = split_key(key)
         end = f"/{number}" if number else ""
 
@@ -147,8 +160,67 @@ class Reader:
         weights = over_all_tokens(weights, name, tap)
         if isinstance(mixer, Infuse):  # stored as (compressed, lookup); lookup tokens read compressed ones
             weights = weights.swapaxes(2, 3)
+        if isinstance(self.model, ToMe):
+            weights = self.unmerged(path, weights, merges(taps))
+        if len(weights) > self.batch:
+            weights = self.over_the_clip(path, weights)
         queries, keys = self.sides(path, name, mixer, weights.shape[2:])
         return AttentionMap(path + end, KINDS[name], weights.astype(np.float32), queries, keys)
+
+    def unmerged(self, path: str, weights: np.ndarray, sources: list[np.ndarray]) -> np.ndarray:
+        """A map of ToMe over the tokens as they were before any merging."""
+        block = re.match(r"blocks/(\d+)/", path)
+        if block is None:  # the pooling behind the last block, which sees no class token
+            patches = sources[-1][:, self.model.prefix :, self.model.prefix :]
+            return unmerged_keys(weights, patches)
+        source = sources[int(block[1])]
+        return unmerged_keys(unmerged_queries(weights, source), source)
+
+    def over_the_clip(self, path: str, weights: np.ndarray) -> np.ndarray:
+        """A map within single frames, or across them at single places, over all tokens of the clip."""
+        lines = len(weights) // self.batch
+        if path.endswith("time_attn"):
+            return places_apart(weights, lines)
+        return frames_apart(weights, lines, int(getattr(self.model, "cls", None) is not None))
+
+    def of_captioner(self, model: Captioner, key: str, taps: dict[str, np.ndarray]) -> AttentionMap | None:
+        """The encoder's own map, or what each word's token of the decoder reads of image and text."""
+        encoder = replace(self, model=model.encoder)
+        inside = {k.removeprefix("encoder/"): v for k, v in taps.items() if k.startswith("encoder/")}
+        if key.startswith("encoder/"):
+            m = encoder.read(key.removeprefix("encoder/"), inside)
+            return None if m is None else replace(m, path=f"encoder/{m.path}")
+        path, name, number = split_key(key)
+        if name != "weights":
+            return None
+        weights = taps[key].astype(np.float32)
+        words = model.decoder.length if self.call.get("text") is None else self.call["text"].shape[1]
+        image = weights.shape[-1] - (0 if path.endswith("cross") else words)
+        queries = Tokens("words", words)
+        keys = Tokens("words", words) if image == 0 else encoder.encoded(image)
+        if image and isinstance(model.encoder, ToMe):
+            prefix = model.encoder.prefix
+            patches = merges(inside)[-1][:, prefix:, prefix:]
+            seen = unmerged_keys(weights[..., :image], patches)
+            weights = np.concatenate([seen, weights[..., image:]], axis=-1)
+            image = seen.shape[-1]
+            keys = encoder.on_image(image)
+        if image and not path.endswith("cross"):  # the image stands before the words and sees none of them
+            weights = weights[:, :, -words:]
+            weights = np.concatenate([weights[..., image:], weights[..., :image]], axis=-1)
+            names = tuple(f"word {i + 1}" for i in range(words))
+            before = keys.prefix if keys.grid else keys.count
+            names += tuple(f"image token {i + 1}" for i in range(before))
+            keys = Tokens(f"words and {keys.name}", words + image, words + keys.prefix, keys.grid, names)
+        return AttentionMap(path + (f"/{number}" if number else ""), KINDS[name], weights, queries, keys)
+
+    def encoded(self, count: int) -> Tokens:
+        """The tokens that `encode` hands on."""
+        if isinstance(self.model, TokenLearnerViT) and count == self.model.num_tokens:
+            return Tokens("learned tokens", count)
+        if self.compressed and count == math.prod(self.compressed):
+            return Tokens("compressed tokens", count, 0, self.compressed)
+        return self.on_image(count)
 
     def sides(self, path: str, name: str, mixer: nnx.Module, counts: Sequence[int]) -> tuple[Tokens, Tokens]:
         """What asks and what answers."""
@@ -159,6 +231,12 @@ class Reader:
             return Tokens(asks, counts[0]), self.on_image(counts[1])
         own = [s for s in SETS if s[0] == type(self.model).__name__ and re.match(s[1], path)]
         names = own[0][2:] if own else ("", "")
+        if isinstance(self.model, TokenLearnerViT) and path.startswith("blocks/"):
+            learned = counts[0] == self.model.num_tokens and int(path.split("/")[1]) >= self.model.loc
+            names = ("learned tokens",) * 2 if learned else names
+        if path.startswith("temporal/"):  # of the clip's frames
+            before = int(self.model.temporal.cls is not None)
+            return (Tokens("frames", counts[0], before, (counts[0] - before, 1, 1)),) * 2
         compressed = self.compressed
         sides = []
         for count, given in zip(counts, names):
@@ -184,20 +262,30 @@ class Reader:
     @property
     def compressed(self) -> Grid | None:
         grid = self.call.get("compressed") or getattr(self.model, "compressed", None)
-        return None if grid is None else tuple(grid)
+        if grid is None or not hasattr(self.model, "compressed"):
+            return None
+        if len(grid) < len(self.size):  # of every frame
+            return (self.grids()[0][0], *grid)
+        return tuple(grid)
 
     def on_image(self, count: int) -> Tokens:
         """Tokens on a grid of the image's proportions, behind a class token or registers if they are more."""
-        own = getattr(self.model, "prefix", None)
+        own, names = getattr(self.model, "prefix", None), ()
+        if isinstance(self.model, ViViT):
+            own = int(self.model.cls is not None)
+            if own and self.model.form == "factorised_encoder":
+                own = self.grids()[0][0]
+                names = tuple(f"class token of frame {i + 1}" for i in range(own))
         for prefix in range(0, 9) if own is None or isinstance(own, bool) else (own, *range(9)):
             for grid in self.grids():
                 if prefix + math.prod(grid) == count:
-                    return Tokens("tokens", count, prefix, grid)
+                    return Tokens("tokens", count, prefix, grid, names if prefix == own else ())
         return Tokens("tokens", count)
 
     def grids(self) -> list[Grid]:
         """Grids that tokens of the image may lie on: those the model names, then one per stride."""
-        known = [tuple(g) for g in getattr(self.model, "grids", ())]
+        known = [self.model.grid(self.size)] if isinstance(self.model, ViViT) else []
+        known += [tuple(g) for g in getattr(self.model, "grids", ())]
         known += GRIDS.get(type(self.model).__name__, ())
         patch = getattr(self.model, "patch", None)
         patch = (patch,) * len(self.size) if isinstance(patch, int) else patch
@@ -207,6 +295,11 @@ class Reader:
         known += [tuple(-(-n // s) for n in self.size) for s in strides]
         known += [tuple(n // s for n in self.size) for s in strides]
         return known
+
+
+def merges(taps: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What ToMe's tokens held before each block and after the last one: (b, t, n)."""
+    return [value for key, value in taps.items() if split_key(key)[1] == "source"]
 
 
 def split_key(key: str) -> tuple[str, str, str]:

@@ -38,7 +38,8 @@ def bins(tokens: Tokens, finest: int) -> tuple[np.ndarray, dict]:
         place = row * (across * cells[1]) + frame % across * cells[1] + columns[None, None]
         cells = [down * cells[0], across * cells[1]]
     cell = np.concatenate([np.arange(tokens.prefix), tokens.prefix + place.ravel()])
-    return cell, {"name": tokens.name, "prefix": tokens.prefix, "grid": cells, "of": list(grid)}
+    side = {"name": tokens.name, "prefix": tokens.prefix, "grid": cells, "of": list(grid)}
+    return cell, side | ({"names": list(tokens.names)} if tokens.names else {})
 
 
 def binned(weights: np.ndarray, queries: np.ndarray, keys: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -28,7 +28,7 @@ def asking(m: AttentionMap) -> tuple[int, str]:
             m.queries.name if m.queries.count == 1 else f"the first of {m.queries.count} {m.queries.name}",
         )
     if m.queries.prefix:
-        return 0, "the class token"
+        return 0, f"the {m.queries.names[0] if m.queries.names else 'class token'}"
     middle = [n // 2 for n in m.queries.grid]
     return int(np.ravel_multi_index(middle, m.queries.grid)), "the marked token"
 
@@ -105,6 +105,31 @@ def layers_and_heads(maps: Sequence[AttentionMap], image: np.ndarray, example: i
             save(figure, path)
             written.append(path)
     return written
+
+
+def words_picture(m: AttentionMap, words: Sequence[str], image: np.ndarray, example: int, path: Path) -> None:
+    """The image, then for each word what of the image was read to write it, mean over heads.
+
+    Args:
+      m: of a decoder's words over image tokens. words: the start token, then what was written.
+    """
+    written = list(enumerate(words[1:]))
+    columns = min(6, 1 + len(written))
+    rows = -(-(1 + len(written)) // columns)
+    with rc_context(LOOK | {"axes.grid": False, "axes.titlesize": 14}):
+        figure = Figure(figsize=(2.4 * columns, 2.9 * rows + 0.5), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        show(panels[0], image)
+        for axes, (row, word) in zip(panels[1:], written):
+            weights = m.weights[example, :, row].mean(0)
+            axes.set_axis_on()
+            draw(axes, image, weights, m.keys)
+            axes.set_title(word)
+            axes.set_xlabel(f"up to {weights.max():.2g}", fontsize=11)
+        figure.suptitle(f"{m.path}: what was read for each word", fontsize=13)
+        save(figure, path)
 
 
 def rollout_picture(maps: Sequence[AttentionMap], image: np.ndarray, example: int, path: Path) -> None:

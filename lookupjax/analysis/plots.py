@@ -399,7 +399,7 @@ def attention_strips(
     """
     frames = len(clip)
     height, width = clip.shape[1:3]
-    faint = 0.7 + 0.3 * _as_rgb(clip).mean(-1)
+    faint = 0.7 + 0.3 * as_rgb(clip).mean(-1)
     equal = 1.0 / math.prod(maps.shape[1:])
     norm = PowerNorm(0.6, vmin=equal, vmax=max(float(maps.max()), 1.01 * equal), clip=True)
     rows = math.ceil(len(maps) / columns)
@@ -421,16 +421,16 @@ def attention_strips(
         panels = figure.subplots(rows + 1, columns, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        panels[0, 0].imshow(strip(_as_rgb(clip), 1.0), interpolation="nearest")
+        panels[0, 0].imshow(strip(as_rgb(clip), 1.0), interpolation="nearest")
         panels[0, 0].set_title(title, loc="left", fontsize=14)
         for index, (axes, weights) in enumerate(zip(panels[1:].flat, maps)):
             place = np.unravel_index(index, grid)
             names = [f"{name} {i + 1}/{n}" for name, i, n in zip(("time", "row", "column"), place, grid)]
             axes.imshow(strip(faint, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.imshow(strip(enlarged(weights), np.nan), cmap=_heat(), norm=norm, interpolation="nearest")
+            axes.imshow(strip(enlarged(weights), np.nan), cmap=heat(), norm=norm, interpolation="nearest")
             axes.set_title("token " + ", ".join(names), loc="left", fontsize=12)
         bar = figure.colorbar(
-            ScalarMappable(norm, _heat()), ax=panels, location="bottom", shrink=0.4, aspect=40, pad=0.02
+            ScalarMappable(norm, heat()), ax=panels, location="bottom", shrink=0.4, aspect=40, pad=0.02
         )
         ticks = norm.inverse(np.linspace(0.0, 1.0, 5))
         bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])

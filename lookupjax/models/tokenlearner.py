@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from lookupjax.attention.mixer import Tapped
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import conv
 from lookupjax.layers.embed import PatchEmbed
@@ -49,8 +50,8 @@ PUBLISHED = {
 }
 
 
-class TokenLearner(nnx.Module):
-    """S tokens out of a map: x (b, h, w, d) -> (b, S, d).
+class TokenLearner(Tapped):
+    """S tokens out of a map: x (b, h, w, d) -> (b, S, d). The tap "weights" is (b, 1, S, h w).
 
     Args:
       form: "v1" (convolutions, sigmoid) or "v1.1" (MLP, softmax).
@@ -92,7 +93,9 @@ class TokenLearner(nnx.Module):
                 maps = maps / (x.shape[1] * x.shape[2])
         else:
             maps = jax.nn.softmax(self.mlp(y, rngs=rngs).astype(jnp.float32), axis=(1, 2))
-        return jnp.einsum("bhws,bhwd->bsd", maps.astype(x.dtype), x)
+        maps = maps.reshape(x.shape[0], 1, -1, maps.shape[-1]).swapaxes(2, 3)
+        maps = self.tap("weights", maps.astype(x.dtype))
+        return jnp.einsum("bsn,bnd->bsd", maps[:, 0], flatten_grid(x))
 
 
 class Bottleneck(nnx.Module):
@@ -110,8 +113,10 @@ class Bottleneck(nnx.Module):
         return dropout(self.fc2(hidden), self.dropout, rngs)
 
 
-class TokenFuser(nnx.Module):
+class TokenFuser(Tapped):
     """Spreads S tokens over the N positions that they were learned from; the caller adds the residual.
+
+    The tap "weights" is (b, 1, N, S).
 
     Args:
       normalize: LayerNorms around the mixing of the tokens.
@@ -147,7 +152,9 @@ class TokenFuser(nnx.Module):
         tokens = self.mix(tokens.swapaxes(1, 2)).swapaxes(1, 2)
         tokens = tokens if self.mix_norm2 is None else self.mix_norm2(tokens)
         maps = jax.nn.sigmoid(self.mlp(self.norm(x), rngs=rngs).astype(jnp.float32))
-        return jnp.einsum("b...s,bsd->b...d", maps.astype(tokens.dtype), tokens)
+        flat = maps.reshape(x.shape[0], 1, -1, maps.shape[-1]).astype(tokens.dtype)
+        spread = jnp.einsum("bns,bsd->bnd", self.tap("weights", flat)[:, 0], tokens)
+        return spread.reshape(*x.shape[:-1], -1)
 
 
 class TokenLearnerViT(nnx.Module):
@@ -189,7 +196,7 @@ class TokenLearnerViT(nnx.Module):
     ):
         if not 0 <= loc <= depth:
             raise UserError(f"loc={loc} must be one of the model's {depth} blocks, or {depth} for none")
-        self.patch, self.loc, self.dtype = tuple(patch), loc, dtype
+        self.patch, self.loc, self.dtype, self.num_tokens = tuple(patch), loc, dtype, num_tokens
         self.dropout, self.drop_path = dropout, drop_path
         norm = dict(eps=eps, dtype=dtype, rngs=rngs)
         self.embed = PatchEmbed(self.patch, channels, dim, dtype=dtype, rngs=rngs)

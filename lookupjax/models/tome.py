@@ -21,6 +21,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lookupjax.attention.mixer import Tapped
 from lookupjax.layers.regularise import dropout
 from lookupjax.models.published import Published
 from lookupjax.models.stack import run_blocks
@@ -142,8 +143,10 @@ class Tokens(NamedTuple):
     source: Float[Array, "b t n"]
 
 
-class ToMe(ViT):
+class ToMe(Tapped, ViT):
     """ViT classifier with token merging.
+
+    The tap "source" shows which original tokens every token holds, before each block and after the last one.
 
     Args:
       r: pairs of tokens merged in every block, or a tuple of one number for each block.
@@ -222,6 +225,7 @@ class ToMe(ViT):
     def block(self, block: Block, tokens: Tokens, *, drop_path, rngs: nnx.Rngs | None) -> Tokens:
         """Attention, merging, MLP."""
         x, size, source = tokens
+        source = self.tap("source", source)
         q, k, v = block.attn.project(block.attn_norm(x))
         bias = jnp.log(size)[:, None, None] if self.prop_attn else None
         y = dropout(block.attn.attend(q, k, v, bias=bias, rngs=rngs), block.dropout, rngs)
@@ -241,7 +245,8 @@ class ToMe(ViT):
         source = jnp.broadcast_to(jnp.eye(x.shape[1])[None], (x.shape[0], x.shape[1], x.shape[1]))
         tokens = Tokens(x, jnp.ones(x.shape[:2]), source)
         stack = dict(drop_path=self.drop_path, rngs=rngs, remat=self.remat)
-        return run_blocks(self.blocks, self.block, tokens, **stack)
+        tokens = run_blocks(self.blocks, self.block, tokens, **stack)
+        return tokens._replace(source=self.tap("source", tokens.source))
 
     def with_aux(
         self, images: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

@@ -27,13 +27,7 @@ from lookupjax.models.catanet import LocalAttention
 from tests.models.filled import filled
 
 PLAIN = {"mobilenet", "regnet", "resnet"}  # nothing in them attends
-SETS = {
-    "captioner",
-    "lookup_vivit",
-    "tokenlearner",
-    "tome",
-    "vivit",
-}  # of texts, clips, merged tokens: not here
+CLIPS, ELSEWHERE = {"vivit", "lookup_vivit"}, {"captioner", "tokenlearner"}  # have tests of their own
 UNNORMALISED = {"dependencyvit", "flowformer", "halonet", "medusa"}
 
 
@@ -49,7 +43,7 @@ def maps_of(name: str, **options) -> list[AttentionMap]:
     return attention_maps(model, jnp.asarray(images(name)))
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - PLAIN - SETS))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - PLAIN - CLIPS - ELSEWHERE))
 def test_every_model_that_attends_shows_its_maps_on_grids_of_the_image(name):
     maps = maps_of(name)
     height, width = native_size(f"{name}_mu")
@@ -168,6 +162,132 @@ def test_pruned_layers_are_shown_over_all_patches():
     last = maps[2].weights
     assert last.shape[-2:] == (16, 16)
     assert ((last.sum((1, 2)) > 0).sum(-1) == 8).all()  # half of the patches still send
+
+
+def test_merged_tokens_are_spread_over_the_patches_that_they_hold():
+    model = filled(lambda: create_model("tome_mu", depth=3))
+    x = jnp.asarray(images("tome"))
+    maps = {m.path: m for m in attention_maps(model, x)}
+    names = ("weights", "v", "source")
+    _, taps = jax.jit(lambda x: record_taps(model, x, names=names))(x)
+    for block, key in enumerate(("/source", "/source/1", "/source/2")):
+        m, values, source = maps[f"blocks/{block}/attn"], taps[f"blocks/{block}/attn/v"], taps[key]
+        assert m.queries == m.keys == Tokens("tokens", 65, 1, (8, 8))
+        assert source.shape[1] == 65 - 5 * block
+        mixed = jnp.einsum("bhts,bhsc->bhtc", taps[f"blocks/{block}/attn/weights"], values)
+        expected = jnp.einsum("btn,bhtc->bhnc", source, mixed)
+        every = jnp.einsum("btn,bhtc->bhnc", source, values)  # of all patches, merged ones sharing theirs
+        np.testing.assert_allclose(np.einsum("bhqk,bhkc->bhqc", m.weights, every), expected, atol=1e-5)
+    assert "blocks/*/attn" in maps  # the rollout
+    pooled = maps_of("tome", head="map")
+    assert next(m for m in pooled if m.path.startswith("map")).keys.grid == (8, 8)
+
+
+@pytest.mark.parametrize("fuser", [False, True])
+def test_learned_tokens_gather_patches_and_have_no_place(fuser):
+    maps = {m.path: m for m in maps_of("tokenlearner", fuser=fuser)}
+    patches, learned = Tokens("tokens", 64, 0, (8, 8)), Tokens("learned tokens", 4)
+    sides = {path: (m.queries, m.keys) for path, m in maps.items()}
+    expected = {"blocks/0/attn": (patches, patches), "learners/0": (learned, patches)}
+    expected |= {"blocks/1/attn": (learned, learned)} | ({"fusers/0": (patches, learned)} if fuser else {})
+    assert sides == expected and list(sides) == list(expected)
+    for path in expected:
+        if path != "fusers/0":  # sigmoids
+            np.testing.assert_allclose(maps[path].weights.sum(-1), 1.0, atol=1e-5)
+
+
+VIDEO = dict(depth=2, temporal_depth=1)
+CLIP, PER_FRAME = (4, 4, 4), Tokens("frames", 5, 1, (4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "form", ["joint", "factorised_encoder", "factorised_self_attention", "factorised_dot_product"]
+)
+def test_maps_of_a_clip_lie_on_its_frames(form):
+    head = "token" if form in ("joint", "factorised_encoder") else "gap"
+    maps = {m.path: m for m in maps_of("vivit", form=form, head=head, **VIDEO)}
+    prefix = {"joint": 1, "factorised_encoder": 4}.get(form, 0)
+    for path, m in maps.items():
+        np.testing.assert_allclose(m.weights.sum(-1), 1.0, atol=1e-5)
+        assert len(m.weights) == 2 and m.weights.shape[2:] == (m.queries.count, m.keys.count)
+        if path.startswith("temporal"):
+            assert m.queries == m.keys == PER_FRAME
+        else:
+            assert (m.queries.prefix, m.queries.grid) == (prefix, CLIP) and m.queries == m.keys
+    whole = maps["blocks/1/attn"].weights[:, :, prefix:, prefix:].reshape(2, -1, 4, 16, 4, 16)
+    apart = [whole[:, :, f, :, g].any() for f in range(4) for g in range(4) if f != g]
+    if form == "factorised_encoder":
+        assert not any(apart) and "blocks/*/attn" in maps
+        frame = [
+            maps["blocks/1/attn"].weights[:, :, f, [f, *range(4 + 16 * f, 20 + 16 * f)]] for f in range(4)
+        ]
+        np.testing.assert_allclose(np.stack(frame).sum(-1), 1.0, atol=1e-5)  # a class token reads its frame
+        assert maps["blocks/1/attn"].queries.names[3] == "class token of frame 4"
+    elif form == "factorised_self_attention":
+        assert not any(apart)
+        time = maps["blocks/1/time_attn"].weights.reshape(2, -1, 4, 16, 4, 16)
+        assert not any(time[:, :, :, i, :, j].any() for i in range(16) for j in range(16) if i != j)
+        assert (time[:, :, :, 3, :, 3] > 0).all()
+    else:
+        assert all(apart)
+
+
+def test_maps_of_frames_are_those_of_the_frames_alone():
+    model = filled(lambda: create_model("vivit_mu"))
+    clips = jnp.asarray(images("vivit"))
+    m = next(m for m in attention_maps(model, clips) if m.path == "blocks/0/attn")
+    _, taps = jax.jit(lambda x: record_taps(model, x))(clips)
+    alone = taps["blocks/0/attn/weights"].reshape(2, 4, -1, 17, 17)
+    at = [2, *range(4 + 16 * 2, 4 + 16 * 3)]  # the third frame's class token and patches
+    np.testing.assert_array_equal(m.weights[1][:, at][:, :, at], alone[1, 2])
+
+
+def test_a_lookupvit_per_frame_shows_its_tokens_on_the_clip():
+    maps = {m.path: m for m in maps_of("lookup_vivit", temporal_depth=1)}
+    lookup, gather = Tokens("lookup tokens", 64, 0, CLIP), maps["frames/blocks/0/cross/gather"]
+    frames, *grid = gather.queries.grid
+    assert gather.keys == lookup and frames == 4 and gather.queries.name == "compressed tokens"
+    per_frame = np.prod(grid)
+    whole = gather.weights.reshape(2, -1, 4, per_frame, 4, 16)
+    assert not any(whole[:, :, f, :, g].any() for f in range(4) for g in range(4) if f != g)
+    np.testing.assert_allclose(gather.weights.sum(-1), 1.0, atol=1e-5)
+    trip = next(m for m in maps.values() if m.kind == "round trip")
+    assert trip.queries.grid == trip.keys.grid == CLIP
+    assert maps["temporal/blocks/0/attn"].keys == PER_FRAME
+
+
+@pytest.mark.parametrize(
+    "encoder, seen",
+    [
+        ("lookupvit_mu", ("compressed tokens", 0, None)),
+        ("tome_mu", ("tokens", 0, (8, 8))),
+        ("tokenlearner_mu", ("learned tokens", 0, None)),
+    ],
+)
+@pytest.mark.parametrize("form", ["cross", "prefix"])
+def test_words_of_a_caption_read_image_tokens(encoder, seen, form):
+    if form == "prefix" and encoder != "tome_mu":
+        return
+    model = filled(lambda: create_model("captioner_mu", encoder=encoder, decoder=dict(form=form)))
+    x, text = jnp.asarray(images("lookupvit", 1)), jnp.asarray([[1, 5, 9, 7]])
+    maps = {m.path: m for m in attention_maps(model, x, text=text, derived=False)}
+    alone = attention_maps(model.encoder, x, derived=False)
+    for m in alone:  # the encoder's maps are those that it has by itself
+        same = maps.pop(f"encoder/{m.path}")
+        assert (same.queries, same.keys, same.kind) == (m.queries, m.keys, m.kind)
+        np.testing.assert_allclose(same.weights, m.weights, atol=1e-6)
+    for m in maps.values():
+        assert m.queries == Tokens("words", 4)
+        np.testing.assert_allclose(m.weights.sum(-1), 1.0, atol=1e-5)
+    words = maps["decoder/blocks/0/attn"]
+    if form == "cross":
+        assert words.keys == words.queries and not np.triu(words.weights[0, 0], 1).any()
+        image = maps["decoder/blocks/0/cross"].keys
+        assert (image.name, image.prefix) == seen[:2]
+        assert image.grid == (model.encoder.compressed if hasattr(model.encoder, "compressed") else seen[2])
+    else:
+        assert words.keys.grid == (8, 8) and words.keys.prefix == 4 and words.keys.names[3] == "word 4"
+        assert not np.triu(words.weights[0, 0, :, :4], 1).any()
 
 
 def test_nothing_to_show_is_an_error():
