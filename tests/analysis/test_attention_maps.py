@@ -15,6 +15,7 @@ from lookupjax import attention_views, create_model
 from lookupjax.analysis.attention_maps import AttentionMap, Tokens, attention_maps, round_trips
 from lookupjax.analysis.attention_page import binned, bins, write_page
 from lookupjax.analysis.pictures import mosaic
+from lookupjax.analysis.plots import attention_strips
 from lookupjax.attention import create_mixer, list_mixers, record_taps
 from lookupjax.attention.agent import AgentAttention
 from lookupjax.attention.bra import BiLevelRoutingAttention
@@ -308,6 +309,14 @@ def test_fine_grids_are_binned_and_clips_laid_out_in_frames():
     cell, side = bins(Tokens("tokens", 12, 0, (3, 2, 2)), 7)
     np.testing.assert_array_equal(mosaic(frames, 3).ravel()[cell], np.arange(12))
     assert side["grid"] == [4, 4]
+
+
+def test_strips_show_every_compressed_token_over_the_frames(tmp_path):
+    random, path = np.random.default_rng(0), tmp_path / "strips.png"
+    maps = random.dirichlet(np.ones(32), 4).reshape(4, 2, 4, 4)
+    attention_strips(random.normal(size=(4, 16, 16, 1)), "a clip", maps, (1, 2, 2), path)
+    with Image.open(path) as picture:
+        assert picture.width > picture.height and len(picture.convert("RGB").getcolors(1 << 20)) > 100
 
 
 CLICK = """<script>
