@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> int:
     if len(size) == 3:
         batch, titles = as_clip(batch, size[0])[None], ["clip"]
     stems = [Path(title).stem for title in titles]
-    call = {"compressed": parse_grid(args.compressed)} if args.compressed else {}
+    call: dict[str, Any] = {"compressed": parse_grid(args.compressed)} if args.compressed else {}
     if call and not hasattr(getattr(model, "encoder", model), "compressed"):
         raise UserError(f"{name} has no compressed tokens; leave out --compressed")
     texts: list[list[str]] = [[] for _ in titles]

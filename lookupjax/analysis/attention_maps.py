@@ -270,7 +270,8 @@ class Reader:
 
     def on_image(self, count: int) -> Tokens:
         """Tokens on a grid of the image's proportions, behind a class token or registers if they are more."""
-        own, names = getattr(self.model, "prefix", None), ()
+        own = getattr(self.model, "prefix", None)
+        names: tuple[str, ...] = ()
         if isinstance(self.model, ViViT):
             own = int(self.model.cls is not None)
             if own and self.model.form == "factorised_encoder":
