@@ -7,7 +7,7 @@ in the test split occur in no training scene. Each encoder is first trained on t
 scene, then frozen; its tokens of the training scenes are computed once, and the same decoder learns to write
 captions from 16 compressed tokens of the LookupViT, or 64 of the ViT. Captions are written by beam search.
 
-Needs pip install "lookupjax[captions]". Meant to take at most 8 minutes on two CPU cores and to have the
+Needs pip install -e ".[captions]". Meant to take at most 8 minutes on two CPU cores and to have the
 whole tuple of attributes right in at least 80 % of the test scenes; that has not been measured yet. The
 report lies in runs/caption/report.
 """

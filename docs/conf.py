@@ -8,6 +8,7 @@ copyright = "the lookupjax authors, Apache-2.0"
 
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the notebook is stored with its outputs
+nb_merge_streams = True
 myst_heading_anchors = 4  # so that page.md#section works as on a forge
 
 html_theme = "furo"

@@ -19,8 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from doc_commands import PAGES, ROOT, Command, commands
-from doc_rules import ALONE, SHORT, Rule, rule_for, small
+from doc_commands import NOTEBOOKS, PAGES, ROOT, Command, commands
+from doc_rules import QUICKSTART, SHORT, Rule, rule_for, small
 
 BUILD = ROOT / "build" / "doc_check"
 # The scripts' own environment is the one that this runs in.
@@ -68,21 +68,18 @@ for folder in ("DIV2K_train_HR", "DIV2K_valid_HR"):
         Image.fromarray(photo[:96, :96]).save(f"pictures/{folder}/{i}.png")
 """
 TRAIN = "python -m lookupjax.train --config=configs/"
-# name -> (what it makes, Python source or a command)
+# name -> (what it makes, Python source or a command); made once and copied to the pages that need it
 PREPARATIONS = {
-    "images": ("IMAGE.png", IMAGES),
-    "photos": ("photos", PHOTOS),
-    "weights": ("vit_small.safetensors", WEIGHTS),
-    "pictures": ("pictures", PICTURES),
-    "quickstart": ("runs/quickstart/results.json", f"{TRAIN}quickstart.py --workdir=runs/quickstart {ALONE}"),
-    "lookupvit run": ("runs/i21k/results.json", f"{TRAIN}digits.py:lookupvit_mu --workdir=runs/i21k {SHORT}"),
-    "dependency tree": (
-        "runs/tree/results.json",
-        f"{TRAIN}digits.py:dependencyvit_mu --workdir=runs/tree {SHORT}",
-    ),
-    "images of ImageNet": ("mini", "python tests/data/miniature.py mini"),
-    "captions of COCO": ("coco", "python tests/data/coco_miniature.py coco"),
-    "videos": ("videos", "python tests/data/miniature_video.py videos"),
+    "images": (("IMAGE.png", "OTHER.png", "IMAGE.jpg", "PHOTO.jpg"), IMAGES),
+    "photos": (("photos", "PHOTOS"), PHOTOS),
+    "weights": (("B_16.npz", "vit_mu.npz", "vit_small.safetensors"), WEIGHTS),
+    "pictures": (("pictures",), PICTURES),
+    "quickstart": (("runs/quickstart",), f"{TRAIN}quickstart.py --workdir=runs/quickstart {QUICKSTART}"),
+    "lookupvit run": (("runs/i21k",), f"{TRAIN}digits.py:lookupvit_mu --workdir=runs/i21k {SHORT}"),
+    "dependency tree": (("runs/tree",), f"{TRAIN}digits.py:dependencyvit_mu --workdir=runs/tree {SHORT}"),
+    "images of ImageNet": (("mini",), "python tests/data/miniature.py mini"),
+    "captions of COCO": (("coco",), "python tests/data/coco_miniature.py coco"),
+    "videos": (("videos",), "python tests/data/miniature_video.py videos"),
 }
 
 
@@ -118,6 +115,7 @@ def execute(place: Path, text: str, kind: str, log: Path) -> int:
     environment = os.environ | {
         "PYTHONPATH": str(place),
         "JAX_PLATFORMS": "cpu",
+        "MPLBACKEND": "agg",
         "JAX_COMPILATION_CACHE_DIR": str(BUILD / "xla"),
         "LOOKUPJAX_DATA": str(BUILD / "data"),
         "VIRTUAL_ENV": sys.prefix,
@@ -137,11 +135,24 @@ def execute(place: Path, text: str, kind: str, log: Path) -> int:
 
 
 def prepare(place: Path, name: str) -> None:
-    """Makes what a command needs, unless it is there."""
-    made, text = PREPARATIONS[name]
-    log = BUILD / "preparation.log"
-    if not (place / made).exists() and execute(place, text, "python" if "\n" in text else "shell", log):
-        raise RuntimeError(f"{name} could not be prepared:\n{log.read_text()[-2000:]}")
+    """Puts what a command needs into its page's copy, unless it is there.
+
+    Raises:
+      RuntimeError: when it cannot be made, with the end of its output.
+    """
+    (made, text), log, source = PREPARATIONS[name], BUILD / "preparation.log", page_copy("prepared")
+    done = source / f".{name.replace(' ', '_')}"
+    if not done.exists():
+        if execute(source, text, "python" if "\n" in text else "shell", log):
+            raise RuntimeError(f"{name} could not be prepared:\n{log.read_text()[-2000:]}")
+        done.touch()
+    for path in made:
+        if (place / path).exists():
+            continue
+        if (source / path).is_dir():
+            shutil.copytree(source / path, place / path)
+        else:
+            shutil.copy(source / path, place / path)
 
 
 def reason_not_run(rule: Rule) -> str:
@@ -176,7 +187,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--list", action="store_true", help="print what would be run, and how")
     parser.add_argument("--fresh", action="store_true", help="run what has passed before, too")
     args = parser.parse_args(argv)
-    found = [command for page in PAGES for command in commands(page)]
+    found = [command for page in (*PAGES, *NOTEBOOKS) for command in commands(page)]
     chosen = [c for c in found if fnmatch.fnmatch(f"{c.place} {c.text}", args.pattern)]
     unknown = [c for c in chosen if rule_for(c.page, c.text) is None]
     for command in unknown:

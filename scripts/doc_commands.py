@@ -1,5 +1,6 @@
 """What the documents say that can be checked: their commands, their Python blocks and their links."""
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+    *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
 )
+NOTEBOOKS = tuple(sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.ipynb")))
 FENCE = re.compile(r"^( *)```+ *([\w{}]*)$")
 PROGRAM = re.compile(r"(\w+=\S+ )*(python|pip|scripts/|experiments/)")  # what a command starts with
 INLINE = re.compile(r"`((?:python|pip|scripts/)[^`]*)`")
@@ -100,8 +102,11 @@ def shell_commands(page: str, text: str) -> Iterator[Command]:
 
 
 def commands(page: str) -> list[Command]:
-    """Everything on a page that can be run, in its order."""
+    """Everything on a page that can be run, in its order; the code of a notebook as one block."""
     text = (ROOT / page).read_text()
+    if page.endswith(".ipynb"):
+        code = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        return [Command(page, 1, "python", "\n\n\n".join(code))]
     found = list(shell_commands(page, text))
     found += [
         Command(page, start + 1, "python", content)

@@ -48,6 +48,7 @@ SHORT = (
     "--config.checkpoint.every=0"
 )
 ALONE = f"{SHORT} --config.baselines={{}}"
+QUICKSTART = f'{ALONE} --config.model.depth=1 "--config.grids=((3,3),)"'
 FEW = f"{SHORT} --config.batch_size=8"
 CAPTION = f"{ALONE} --config.pretraining.steps=2 --config.pretraining.schedule.warmup_steps=1"
 TINY_BENCHMARK = "--size 32 --batch 2 --rounds 1 --seconds 0.01 --peak_side 64"
@@ -75,10 +76,9 @@ RULES = (
     Rule(r": scripts/doc_check$", add="--list", once=True),
     # Installation: resolved, not installed
     Rule(r"python -m venv", edits=((r"\.venv", "tmp/venv"),)),
-    Rule(r": pip install .*jax2onnx", add="--dry-run"),
-    Rule(r": pip install", edits=((r"pip install", "python -m pip install --dry-run --no-build-isolation"),)),
+    Rule(r": pip install", edits=((r"pip install", "python -m uv pip install --dry-run"),), module="uv"),
     # Scripts
-    Rule(r"scripts/quickstart", add=ALONE),
+    Rule(r"scripts/quickstart", add=QUICKSTART, once=True),
     Rule(r"scripts/test", add="tests/test_imports.py", once=True),
     Rule(r"scripts/docs", add="-q", once=True),
     Rule(r"scripts/smoke", edits=((r"configs/zoo/\*", "configs/zoo/dcal*"),)),
@@ -149,7 +149,7 @@ RULES = (
     # Training
     Rule(r"lookupjax\.train .*quickstart_caption\.py", add=CAPTION, module="sentencepiece"),
     Rule(r"lookupjax\.train .*quickstart_video\.py", add=SHORT),
-    Rule(r"lookupjax\.train .*quickstart\.py", add=ALONE),
+    Rule(r"lookupjax\.train .*quickstart\.py", add=QUICKSTART),
     Rule(
         r"lookupjax\.train .*finetune\.py:vit_b16",
         edits=((r"vit_b16", "vit_mu"),),
@@ -233,6 +233,7 @@ RULES = (
     ),
     Rule(r"lookupjax\.aot .*--platform=cpu", edits=((r"configs/\.\.\.", "configs/quickstart.py"),)),
     # Python blocks
+    Rule(r"^docs/lookupvit_tour.ipynb", edits=((r"steps, grids = 600", "steps, grids = 3"),)),
     Rule(r"^README.md: import jax", edits=((r"lookupvit_b16", "lookupvit_mu"), (r"224, 224", "32, 32"))),
     Rule(r"^docs/attention_views.md: import jax"),
     Rule(

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, "scripts")
-from doc_commands import PAGES, commands, shell_commands
+from doc_commands import NOTEBOOKS, PAGES, commands, shell_commands
 from doc_rules import RULES, rule_for, small
 
 from lookupjax.config import load_config
 
-FOUND = [command for page in PAGES for command in commands(page)]
+FOUND = [command for page in (*PAGES, *NOTEBOOKS) for command in commands(page)]
 SHELL = [
     command for command in FOUND if command.kind == "shell" and not rule_for(command.page, command.text).test
 ]
@@ -89,9 +89,8 @@ def test_extras_that_are_installed_exist(root):
     setup = configparser.ConfigParser()
     setup.read(root / "setup.cfg")
     extras = set(setup["options.extras_require"])
-    named = {
-        e for c in FOUND for e in re.findall(r"(?:lookupjax|\.)\[(\w+)\]", c.text) if "pip install" in c.text
-    }
+    lists = [e for c in FOUND if "pip install" in c.text for e in re.findall(r"\[([\w,]+)\]", c.text)]
+    named = {extra for names in lists for extra in names.split(",")}
     assert named and named <= extras
 
 
