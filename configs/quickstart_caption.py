@@ -19,6 +19,7 @@ SIZE = dict(patch=(4, 4), pos_grid=(8, 8), dim=48, depth=2, num_heads=4, pos_ini
 LOOKUPVIT = SIZE | dict(compressed=(4, 4))
 VIT = SIZE | dict(head="gap")
 DECODER = dict(dim=48, depth=2, num_heads=4, length=16)
+OPTIMIZER = dict(name="muon", learning_rate=6e-3, momentum=0.95, weight_decay=0.01)
 NORMALIZE = dict(name="normalize")
 CAPTIONS = dict(name="captions", length=16)
 
@@ -31,13 +32,10 @@ def pretraining(encoder: str, options: dict) -> dict:
     return dict(
         model=dict(name=encoder, **options),
         task=dict(name="classification"),
-        data=dict(
-            train_transforms=(dict(name="random_crop", size=(32, 32), padding=1), NORMALIZE),
-            eval_transforms=(NORMALIZE,),
-        ),
+        data=dict(train_transforms=(NORMALIZE,), eval_transforms=(NORMALIZE,)),
         batch_size=32,
-        steps=2500,
-        optimizer=dict(learning_rate=3e-3, weight_decay=0.01),
+        steps=4000,
+        optimizer=OPTIMIZER,
         schedule=dict(warmup_steps=100),
     )
 
@@ -62,7 +60,7 @@ def get_config() -> ConfigDict:
             batch_size=64,
             eval_batch_size=250,
             steps=1500,
-            optimizer=dict(learning_rate=3e-3, weight_decay=0.01),
+            optimizer=OPTIMIZER,
             schedule=dict(warmup_steps=100),
             evaluators=dict(captions=dict(type="captions", beams=3)),
             eval_every=0,

@@ -40,12 +40,12 @@ def default_config() -> ConfigDict:
             eval_batch_size=256,
             steps=1000,
             optimizer=dict(
-                name="adamw",  # "adam" (weight decay in the gradient), "sgd", "lars"
+                name="adamw",  # "adam" (weight decay in the gradient), "muon", "sgd", "lars"
                 learning_rate=1e-3,  # peak
                 b1=0.9,
                 b2=0.999,
                 eps=1e-8,
-                momentum=0.9,  # of sgd and lars
+                momentum=0.9,  # of muon, sgd and lars
                 weight_decay=0.0,  # decoupled, times the learning rate (but see adam)
                 decay=(("kernel$", 1.0),),  # (pattern, factor): what decays, and how much
                 clip_norm=1.0,  # global norm; 0 for none

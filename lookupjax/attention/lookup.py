@@ -35,14 +35,17 @@ MACS_PER_ELEMENT = 240  # that an accelerator makes while it moves one bfloat16 
 def together(
     first: nnx.Linear, second: nnx.Linear, x: Float[Array, "b n d"]
 ) -> tuple[Float[Array, "b n e"], Float[Array, "b n e"]]:
-    """Two layers' outputs by one matrix product, which reads x once; the parameters stay two layers'."""
+    """Two layers' outputs by one matrix product, which reads x once; the parameters stay two layers'.
+
+    They are stacked on an axis of their own: joined along the features, which tensor parallelism splits,
+    every device would need its neighbour's part.
+    """
     kernel, bias = (
-        jnp.concatenate([getattr(layer, name)[...] for layer in (first, second)], axis=-1).astype(x.dtype)
+        jnp.stack([getattr(layer, name)[...] for layer in (first, second)], axis=-2).astype(x.dtype)
         for name in ("kernel", "bias")
     )
-    both = jnp.dot(x, kernel) + bias[None, None]
-    width = first.out_features
-    return both[..., :width], both[..., width:]
+    both = jnp.einsum("bnd,dke->bnke", x, kernel) + bias[None, None]
+    return both[:, :, 0], both[:, :, 1]
 
 
 def gather(weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]) -> Float[Array, "b h m c"]:

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from lookupjax.errors import UserError, nearest
 from lookupjax.paths import check_patterns, map_named, named_leaves
 
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant", "knots")
-OPTIMIZERS = ("adamw", "adam", "sgd", "lars")
+OPTIMIZERS = ("adamw", "adam", "muon", "sgd", "lars")
 TRUST = 0.001  # of LARS
+MUON_RMS = 0.2  # of Muon's updates: about that of Adam's
 
 
 def make_schedule(config: ConfigDict, peak: float, steps: int) -> optax.Schedule:
@@ -81,6 +83,16 @@ def layer_rates(params: Any, decay: float) -> Any:
     return map_named(factor, params)
 
 
+def muon_matrices(params: Any) -> Any:
+    """How Muon reads each parameter: kernels with two axes as matrices (in, out), but None for heads and others."""
+
+    def matrix(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        hidden = re.search(r"(^|/)kernel$", name) and not re.search(r"(^|/)\w*head\w*/", name)
+        return optax.contrib.MuonDimensionNumbers(0, 1) if hidden and len(leaf.shape) == 2 else None
+
+    return map_named(matrix, params)
+
+
 def _scale(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
 
@@ -90,7 +102,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
 
     "adam" is "adamw" with the weight decay added to the gradient, before Adam (PyTorch's Adam). "lars"
     (arXiv 1708.03888): weight decay in the gradient g, then g *= 0.001 |w| / |g| for every array w of more
-    than one axis (where both are not zero), then momentum.
+    than one axis (where both are not zero), then momentum. "muon": for kernels of hidden layers the momentum
+    made orthogonal (Jordan 2024), scaled to the size of Adam's updates so that AdamW's learning rate and weight
+    decay serve (arXiv 2502.16982, section 2.2); Adam for the rest. Both with Nesterov's look-ahead.
 
     Args:
       config: the `optimizer` part of the config; `decay` lists (pattern, factor of weight_decay).
@@ -119,6 +133,17 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
         several = jax.tree.map(lambda p: len(p.shape) > 1, params)
         trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=TRUST), several)
         parts += [*decay, trust, optax.trace(decay=config.momentum)]
+    elif config.name == "muon":
+        direction = optax.contrib.muon(
+            -1.0,  # as the learning rate: leaves the sign and the size to what follows
+            beta=config.momentum,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            muon_weight_dimension_numbers=muon_matrices(params),
+            consistent_rms=MUON_RMS,
+        )
+        parts += [direction, *decay]
     else:
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
         parts += [*decay, adam] if config.name == "adam" else [adam, *decay]

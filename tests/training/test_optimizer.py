@@ -126,3 +126,22 @@ def test_lars_scales_arrays_but_not_vectors():
             momenta[name] = 0.9 * momenta[name] + factor
             expected[name] = expected[name] - 10.0 * momenta[name]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, expected)
+
+
+def test_muon_makes_hidden_kernels_updates_orthogonal():
+    """All singular values about 0.2 sqrt(longer side), so a root mean square of 0.2; the rest follows Adam."""
+    config = default_config().optimizer
+    config.update(dict(name="muon", clip_norm=0.0, momentum=0.95))
+    shapes = {"fc": {"kernel": (6, 24), "bias": (24,)}, "head_p": {"kernel": (24, 3)}}
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    optimizer = make_optimizer(config, lambda _: 1.0, params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    singular = np.linalg.svd(updates["fc"]["kernel"], compute_uv=False) / (0.2 * np.sqrt(24))
+    assert (singular > 0.6).all() and (singular < 1.3).all()
+    assert (updates["fc"]["kernel"] * grads["fc"]["kernel"]).sum() < 0
+    for name, leaf in (("fc", "bias"), ("head_p", "kernel")):  # Adam's first step: the sign
+        step = updates[name][leaf] / -np.sign(grads[name][leaf])
+        np.testing.assert_allclose(step, step.mean(), rtol=1e-3)
+        assert step.mean() > 0

@@ -65,6 +65,13 @@ def test_fsdp_splits_activations_over_the_batch():
     assert 6 in examples and 48 not in examples
 
 
+def test_joined_keys_and_values_need_no_neighbours_part():
+    """Tensor parallel LookupViT sums over devices; it moves no halves of joined products between them."""
+    exp = experiment((1, 1, 4), model=TINY | dict(channels=3))
+    program = trace_step(exp, batch_shapes(exp, (16, 16)), ()).lower().compile()
+    assert set(collectives(instructions(program.as_text()))) <= {"all-reduce", "all-gather"}
+
+
 def test_one_process_reads_the_whole_batch():
     assert batch_share(experiment((2, 2, 2)).mesh) == (0, 1)
 
