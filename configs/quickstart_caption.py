@@ -3,8 +3,8 @@
     python -m lookupjax.train --config=configs/quickstart_caption.py --workdir=runs/caption
 
 Data: scenes of two handwritten digits, "a large red 7 above a small blue 3"; the combinations of attributes
-in the test split occur in no training scene. Each encoder is first trained on the kinds of digits in a
-scene, then frozen; its tokens of the training scenes are computed once, and the same decoder learns to write
+in the test split occur in no training scene. Each encoder is first trained on the classes of a scene's
+digits (place, size, colour, digit), then frozen; its tokens of the training scenes are computed once, and the same decoder learns to write
 captions from 16 compressed tokens of the LookupViT, or 64 of the ViT. Captions are written by beam search.
 
 Needs pip install -e ".[captions]". Meant to take at most 8 minutes on two CPU cores and to have the
@@ -15,7 +15,7 @@ report lies in runs/caption/report.
 from ml_collections import ConfigDict
 
 # Positions start at the scale of the patches, as in configs/quickstart.py.
-SIZE = dict(patch=(4, 4), pos_grid=(8, 8), dim=48, depth=2, num_heads=4, pos_init=0.5, num_classes=80)
+SIZE = dict(patch=(4, 4), pos_grid=(8, 8), dim=48, depth=2, num_heads=4, pos_init=0.5, num_classes=320)
 LOOKUPVIT = SIZE | dict(compressed=(4, 4))
 VIT = SIZE | dict(head="gap")
 DECODER = dict(dim=48, depth=2, num_heads=4, length=16)

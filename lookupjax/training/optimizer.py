@@ -84,7 +84,7 @@ def layer_rates(params: Any, decay: float) -> Any:
 
 
 def muon_matrices(params: Any) -> Any:
-    """How Muon reads each parameter: kernels with two axes as matrices (in, out), but None for heads and others."""
+    """How Muon reads each parameter: kernels with two axes as (in, out), but None for heads and others."""
 
     def matrix(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
         hidden = re.search(r"(^|/)kernel$", name) and not re.search(r"(^|/)\w*head\w*/", name)
@@ -103,8 +103,8 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule, params: Any) ->
     "adam" is "adamw" with the weight decay added to the gradient, before Adam (PyTorch's Adam). "lars"
     (arXiv 1708.03888): weight decay in the gradient g, then g *= 0.001 |w| / |g| for every array w of more
     than one axis (where both are not zero), then momentum. "muon": for kernels of hidden layers the momentum
-    made orthogonal (Jordan 2024), scaled to the size of Adam's updates so that AdamW's learning rate and weight
-    decay serve (arXiv 2502.16982, section 2.2); Adam for the rest. Both with Nesterov's look-ahead.
+    made orthogonal (Jordan 2024), scaled to the size of Adam's updates so that AdamW's learning rate and
+    weight decay serve (arXiv 2502.16982, section 2.2); Adam for the rest. Both with Nesterov's look-ahead.
 
     Args:
       config: the `optimizer` part of the config; `decay` lists (pattern, factor of weight_decay).

@@ -73,8 +73,8 @@ def compile_steps(experiment: Experiment, batch: Batch, reporter: Reporter) -> d
 
 def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
     """The shapes of a training batch: of the first example, or, where the dataset is not here, of images of
-    `size` (default: that of the last transform that sets one) with a class label, and a caption where the
-    transforms make one.
+    `size` (default: that of the last transform that sets one, with the number of frames where one draws
+    them) with a class label, and a caption where the transforms make one.
 
     Raises:
       UserError: when neither the dataset nor a size is there.
@@ -90,7 +90,8 @@ def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
         }
     except UserError as error:
         sizes = [spec["size"] for spec in config.data.train_transforms if "size" in spec]
-        size = size or tuple(sizes[-1] if sizes and not isinstance(sizes[-1], int) else ())
+        frames = [spec["frames"] for spec in config.data.train_transforms if "frames" in spec][:1]
+        size = size or (tuple(frames + [*sizes[-1]]) if sizes and not isinstance(sizes[-1], int) else ())
         if not size:
             raise UserError(f"the inputs' size is unknown: {error}") from None
     image = jax.ShapeDtypeStruct((config.batch_size, *size, config.data.channels), jnp.float32)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from miniature import jpeg
 
-from lookupjax.data.builders.captioned_digits import KINDS, Scene, Thing, draw_scene, paint
+from lookupjax.data.builders.captioned_digits import CLASSES, Scene, Thing, draw_scene, paint
 from lookupjax.data.config import default_data_config
 from lookupjax.data.loader import EvalBatches, train_iterator
 from lookupjax.data.prepare import main
@@ -234,4 +234,6 @@ def test_scenes_are_what_their_captions_say():
     )
     scenes = [[draw_scene(random, held_out) for _ in range(200)] for held_out in (False, True)]
     assert not set(scenes[0]) & set(scenes[1])
-    assert {thing.kind for s in scenes[0] for thing in (s.first, s.second)} >= set(range(0, KINDS, 7))
+    classes = {c for s in scenes[0] for c in s.classes()}
+    assert classes <= set(range(CLASSES)) and len(classes) > CLASSES / 2
+    assert all(len(set(s.classes())) == 2 for s in scenes[0])

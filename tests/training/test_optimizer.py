@@ -129,7 +129,7 @@ def test_lars_scales_arrays_but_not_vectors():
 
 
 def test_muon_makes_hidden_kernels_updates_orthogonal():
-    """All singular values about 0.2 sqrt(longer side), so a root mean square of 0.2; the rest follows Adam."""
+    """Singular values of about 0.2 sqrt(longer side), a root mean square of 0.2; the rest follows Adam."""
     config = default_config().optimizer
     config.update(dict(name="muon", clip_norm=0.0, momentum=0.95))
     shapes = {"fc": {"kernel": (6, 24), "bias": (24,)}, "head_p": {"kernel": (24, 3)}}

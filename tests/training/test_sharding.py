@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lookupjax import aot, sharding_report
 from lookupjax.analysis.hlo import array_bytes, collectives, instructions
-from lookupjax.config import apply_changes, default_config
+from lookupjax.config import apply_changes, default_config, load_config
 from lookupjax.errors import UserError
 from lookupjax.training.experiment import Experiment
 from lookupjax.training.program import batch_shapes, trace_step
@@ -19,6 +19,12 @@ from lookupjax.training.sharding import batch_share, make_mesh, tensor_rules
 
 TINY = dict(name="lookupvit_mu", dim=64, depth=1, pos_grid=(4, 4), num_classes=5, channels=1)
 RULE = (r"^embed/kernel$", -1)
+
+
+@pytest.fixture
+def here(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("LOOKUPJAX_DATA", str(tmp_path))
 
 
 def experiment(mesh, **changes):
@@ -72,6 +78,13 @@ def test_joined_keys_and_values_need_no_neighbours_part():
     assert set(collectives(instructions(program.as_text()))) <= {"all-reduce", "all-gather"}
 
 
+def test_shapes_of_a_batch_of_clips_follow_from_the_transforms(here):
+    """The dataset is not here; the frames are those drawn, the size that of the last crop."""
+    config = load_config("configs/kinetics/vivit.py", ["--config.model.num_classes=400"])
+    exp = Experiment(config, make_mesh(config.mesh, jax.devices()))
+    assert batch_shapes(exp)["image"].shape == (64, 32, 224, 224, 3)
+
+
 def test_one_process_reads_the_whole_batch():
     assert batch_share(experiment((2, 2, 2)).mesh) == (0, 1)
 
@@ -113,12 +126,6 @@ def test_collectives_in_loops_count_as_often_as_they_run(trips):
 def arguments(*more):
     fixed = ["--config=configs/quickstart.py", "--config.model.depth=1", "--config.grids=((2,2),)"]
     return [*fixed, "--config.mesh.fsdp=4", *more]
-
-
-@pytest.fixture
-def here(root, monkeypatch, tmp_path):
-    monkeypatch.chdir(root)
-    monkeypatch.setenv("LOOKUPJAX_DATA", str(tmp_path))
 
 
 def test_ahead_of_time_for_eight_cpus(here, capsys):

@@ -18,7 +18,7 @@ LAYOUTS = (("above", "below"), ("left of", "right of"))  # how the first digit l
 SIDE = 32
 SCENES = {"train": 16000, "test": 500}
 HELD_OUT = 5  # one in so many combinations of attributes occurs in the test split alone
-KINDS = len(SIZES) * len(COLOURS) * 10
+CLASSES = 2 * len(LAYOUTS) * len(SIZES) * len(COLOURS) * 10
 
 
 class Thing(NamedTuple):
@@ -27,11 +27,6 @@ class Thing(NamedTuple):
     size: int
     colour: int
     digit: int
-
-    @property
-    def kind(self) -> int:
-        """Number of the combination, the scenes' classes: 0 to KINDS - 1."""
-        return (self.size * len(COLOURS) + self.colour) * 10 + self.digit
 
     def text(self) -> str:
         return f"a {tuple(SIZES)[self.size]} {tuple(COLOURS)[self.colour]} {self.digit}"
@@ -48,6 +43,15 @@ class Scene(NamedTuple):
     def held_out(self) -> bool:
         """Whether scenes with these attributes are kept for testing."""
         return zlib.crc32(repr(self).encode()) % HELD_OUT == 0
+
+    def classes(self) -> tuple[int, int]:
+        """What is where: numbers of (layout, first or second, size, colour, digit), 0 to CLASSES - 1."""
+        sizes = (len(LAYOUTS), 2, len(SIZES), len(COLOURS), 10)
+        one, two = (
+            int(np.ravel_multi_index((self.layout, place, *thing), sizes))
+            for place, thing in enumerate((self.first, self.second))
+        )
+        return one, two
 
     def captions(self) -> tuple[str, str]:
         """The two true ones: the first digit in relation to the second, and the other way round."""
@@ -90,17 +94,17 @@ def paint(scene: Scene, digits: list[np.ndarray], random: np.random.Generator) -
 class CaptionedDigits(tfds.core.GeneratorBasedBuilder):
     """Scikit-learn's digits in pairs; the combinations of attributes in "test" do not occur in "train".
 
-    The digits themselves come from the splits of `digits`. "label" is the distribution over the kinds (size,
-    colour, digit) of the two digits, half for each: what an encoder can be trained on.
+    The digits themselves come from the splits of `digits`. "label" is the distribution over the classes
+    (place, size, colour, digit) of the two digits, half for each: what an encoder can be trained on.
     """
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("3.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="png"),
             "image/id": np.int64,
-            "label": tfds.features.Tensor(shape=(KINDS,), dtype=np.float32),
+            "label": tfds.features.Tensor(shape=(CLASSES,), dtype=np.float32),
             "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -118,9 +122,8 @@ class CaptionedDigits(tfds.core.GeneratorBasedBuilder):
             things = (scene.first, scene.second)
             images = [digits.images[random.choice(by_digit[thing.digit])] for thing in things]
             _, png = cv2.imencode(".png", cv2.cvtColor(paint(scene, images, random), cv2.COLOR_RGB2BGR))
-            label = np.zeros((KINDS,), np.float32)
-            for thing in things:
-                label[thing.kind] += 0.5
+            label = np.zeros((CLASSES,), np.float32)
+            label[list(scene.classes())] = 0.5
             captions = [{"id": 2 * number + i, "text": text} for i, text in enumerate(scene.captions())]
             yield (
                 number,
