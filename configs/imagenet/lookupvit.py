@@ -8,7 +8,7 @@ draws one of the paper's four), resolution (224, 384, ...), "shifts" (also evalu
 -R, -O and ReaL), "smoke" (a minute, anywhere). Default B/16,5x5,224.
 
 Recipe: AugReg, the same as configs/imagenet/vit.py; none was published for LookupViT. Topology: v4:2x2x4 (16
-chips, 256 images of the batch on each, a fit not compiled yet) or 8 H100; L/16 at 384 pixels: v5e:16x16 or
+chips, 256 images of the batch on each) or 8 H100; L/16 at 384 pixels: v5e:16x16 or
 v5p:4x4x4 with `--config.model.scan=True --config.model.remat=block`. Cost, from the counted
 multiply-accumulates at 40 % of 275 TFLOP/s bfloat16: 5x5 at 224 takes 2.0e19 FLOP, about 3 hours on 16 v4
 chips; 10x10 twice that. Expected: the paper's tables could not be had. The criterion is within half a point

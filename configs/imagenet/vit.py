@@ -6,7 +6,7 @@ Argument: variant (Ti/16, S/16, S/32, B/16, ...), resolution, "shifts" (also eva
 -A, -R, -O and ReaL), "smoke" (a minute, anywhere). Default B/16,224.
 
 The recipe is that of configs/imagenet/lookupvit.py to the letter; tokens are averaged, as LookupViT's are
-(`--config.model.head=token` for a class token). Topology: v4:2x2x4 (16 chips, a fit not compiled yet) or 8
+(`--config.model.head=token` for a class token). Topology: v4:2x2x4 (16 chips) or 8
 H100, batch 4096. Cost: B/16 takes 4.0e19 FLOP, about 6 hours on 16 v4 chips at 40 % of their peak. Expected
 for B/16 at 224: 79.7 % top-1 (scenic's ViT-AugReg-B/16 from scratch, 300 epochs).
 """

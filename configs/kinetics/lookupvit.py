@@ -10,7 +10,7 @@ Argument: variant (S/16x2, B/16x2, L/16x2), compressed grid (time x height x wid
 Recipe: that of configs/kinetics/vivit.py, which this is compared with; none was published for LookupViT.
 Starts from an image LookupViT (`init.path`: a run of ours, such as configs/imagenet/lookupvit.py's) or from a
 ViT's file, then with --config.init.exclude="('/cross/','lookup_mlp','lookup_norm','final_norm_l')". Topology:
-v4:2x2x4 (16 chips) or 8 H100, a fit not compiled yet. Cost: B/16x2 at 8x5x5 (131.8 GMACs, 3.4 times fewer
+v4:2x2x4 (16 chips) or 8 H100. Cost: B/16x2 at 8x5x5 (131.8 GMACs, 3.4 times fewer
 than ViViT's 451.3) takes 5.1e18 FLOP, under an hour on 16 v4 chips at 40 % of their peak, which only a
 machine that decodes 2,200 clips per second can feed. Expected: the paper's tables could not be had; the
 criterion is within half a point of the joint ViViT of configs/kinetics/vivit.py (79.9 % with 4x3 views).

@@ -9,7 +9,7 @@ factorised dot product), "smoke" (a minute, anywhere). Default B/16x2,joint.
 Starts from an ImageNet-21K ViT (`init.path`: the AugReg file, or a run of ours), whose patch kernel goes to
 the middle frame of the tubelets and whose positions repeat over time. Recipe: 32 frames at stride 2, SGD with
 momentum, 30 epochs of 64 clips; learning rate 0.1, of the base factorised encoder 0.05. Topology: v4:2x2x4
-(16 chips) or 8 H100, a fit not compiled yet. Cost: joint B (451.5 GMACs) takes 1.7e19 FLOP, under three hours
+(16 chips) or 8 H100. Cost: joint B (451.5 GMACs) takes 1.7e19 FLOP, under three hours
 on 16 v4 chips at 40 % of their peak, if 640 clips per second arrive (docs/video.md: how many cores that
 takes); the factorised encoder 0.6 of that. Expected (4x3 views): joint 79.9 %, fe 78.4 %, L fe 80.3 %; single
 view of the paper's ablation: 80.0, 78.8, fsa 77.4, fdp 76.3 %.

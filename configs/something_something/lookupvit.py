@@ -8,7 +8,7 @@ Argument: variant (S/16x2, B/16x2, L/16x2), compressed grid as in configs/kineti
 
 Starts from the Kinetics run of the same model. Recipe: that of configs/something_something/vivit.py, which
 this is compared with; none was published for LookupViT. Never flipped: classes tell left from right.
-Topology: v4:2x2x4 (16 chips) or 8 H100, a fit not compiled yet. Cost: B/16x2 at 8x5x5 and 256 pixels (159
+Topology: v4:2x2x4 (16 chips) or 8 H100. Cost: B/16x2 at 8x5x5 and 256 pixels (159
 GMACs) takes 5.6e18 FLOP, under an hour on 16 v4 chips at 40 % of their peak, if 1,800 clips per second
 arrive. Expected: the paper's tables could not be had; the criterion is within half a point of the joint
 ViViT-B of the other file.

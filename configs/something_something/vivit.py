@@ -9,7 +9,7 @@ Argument: variant (B/16x2, L/16x2), form (joint, fe, fsa, fdp, see configs/kinet
 Starts from the Kinetics run of the same model, or from an image model with --config.init.exclude as there.
 Recipe: crops of 256 pixels, RandAugment(2, 20), MixUp 0.3, label smoothing 0.3, stochastic depth 0.3,
 learning rate 0.4, 35 epochs of 64 clips; never flipped, because classes tell left from right. Topology:
-v4:2x2x4 (16 chips) or 8 H100, a fit not compiled yet. Cost: L fe at 256 (1,305 GMACs) takes 4.6e19 FLOP, 7
+v4:2x2x4 (16 chips) or 8 H100. Cost: L fe at 256 (1,305 GMACs) takes 4.6e19 FLOP, 7
 hours on 16 v4 chips at 40 % of their peak, fed with 230 clips per second. Expected: no published figure could
 be confirmed here.
 """

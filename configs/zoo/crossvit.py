@@ -8,7 +8,7 @@ training), "rotation" or "adversarial" (only that), "smoke" (a minute, anywhere)
 fine-tuning's is 18_dagger_384.
 
 ImageNet training: DeiT's recipe, batch 4096, 30 epochs of warm-up; class tokens and positions are decayed, as
-in the official runs. Topology: v4:2x2x4 (16 chips) or 32 GPUs, a fit not compiled yet. Expected: 73.4 (ti),
+in the official runs. Topology: v4:2x2x4 (16 chips) or 32 GPUs. Expected: 73.4 (ti),
 81.0 (s), 82.2 (b), 73.9 (9), 81.5 (15), 82.5 (18), 77.1, 82.3, 82.8 % (dagger).
 
 Fine-tuning: 6 epochs of batch 64 from the pretrained 18_dagger_384 (timm's crossvit_18_dagger_408), 224-pixel

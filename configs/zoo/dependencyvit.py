@@ -4,7 +4,7 @@
 
 Argument: variant (t, s, lite_t, lite_s, t_pos), "smoke" (a minute, anywhere). Default t.
 
-Topology: v4:2x2x2 (8 chips) or 8 GPUs, batch 1024, a fit not compiled yet. Expected: 75.4 % (t), 82.1 % (s),
+Topology: v4:2x2x2 (8 chips) or 8 GPUs, batch 1024. Expected: 75.4 % (t), 82.1 % (s),
 73.7 % (lite_t), 80.6 % (lite_s) by the paper; the reference's author reached 72 to 73.x % with t.
 `--config.model.layer_scale=None` trains without the reference's layer scale of 1e-6, which starts slowly.
 """

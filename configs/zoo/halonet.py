@@ -8,7 +8,7 @@ minute, anywhere). Default h1. Images have the variant's own size (256 pixels fo
 Recipe of arXiv 2103.12731 as far as it is known, all unconfirmed: SGD with momentum, batch 4096, long cosine,
 RandAugment, stochastic depth, smoothing 0.1, no mixing. Ours: 0.1 per 256 images, 350 epochs, warm-up 5,
 weight decay 2e-5. (timm's weights of the hybrids come from LAMB and binary cross-entropy instead.) Topology:
-v4:2x4x4 (32 chips), a fit not compiled yet. Expected top-1 (paper): h0 77.9, h1 79.9, h2 80.4, h3 81.9, h4
+v4:2x4x4 (32 chips). Expected top-1 (paper): h0 77.9, h1 79.9, h2 80.4, h3 81.9, h4
 83.3, h5 84.0, h6 84.4, h7 84.9 %; timm's recipe: 26t 79.1, 33ts 81.0, 50ts 81.6, eca_next26ts 79.5, regnetz_b
 81.1, halo2bot50ts 82.1 %.
 """
