@@ -208,7 +208,12 @@ RULES = (
     Rule(r"lookupjax\.export .*--format=onnx", needs=("quickstart",), module="jax2onnx"),
     Rule(r"lookupjax\.export .*runs/quickstart", needs=("quickstart",)),
     Rule(r"lookupjax\.export"),
-    Rule(r"lookupjax\.report"),
+    Rule(
+        r"lookupjax\.report .*runs/mine runs/other",
+        edits=((r"runs/mine runs/other", "runs/quickstart runs/i21k"),),
+        needs=("quickstart", "lookupvit run"),
+    ),
+    Rule(r"lookupjax\.report", needs=("quickstart",)),
     Rule(r"lookupjax\.inspect .*runs/quickstart", needs=("quickstart",)),
     Rule(r"lookupjax\.inspect"),
     # Models and meshes
