@@ -21,6 +21,7 @@ ARGUMENTS = [(path.stem, "") for path in sorted(ZOO.glob("*.py"))] + [
     ("dcal", "b16_reid"),
     ("lookup_davit", "digits"),
     ("dependencyvit", "lite_s"),
+    ("medusa", "lesions"),
 ]
 
 

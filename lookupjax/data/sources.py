@@ -27,10 +27,11 @@ BUILDERS = {
     "captioned_digits": "lookupjax.data.builders.captioned_digits:CaptionedDigits",
     "photos": "lookupjax.data.builders.photos:Photos",
     "moving_digits": "lookupjax.data.builders.moving_digits:MovingDigits",
+    "lesions": "lookupjax.data.builders.lesions:Lesions",
 }
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 # made from what is installed, in seconds
-EMBEDDED = ("digits", "coloured_digits", "captioned_digits", "photos", "moving_digits")
+EMBEDDED = ("digits", "coloured_digits", "captioned_digits", "photos", "moving_digits", "lesions")
 
 
 @runtime_checkable

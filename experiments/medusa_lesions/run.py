@@ -1,0 +1,112 @@
+"""MEDUSA's attention on a small lesion in clutter: accuracy without and with its parts, and where it looks.
+
+    python experiments/medusa_lesions/run.py [--workdir=runs/medusa_lesions] [--seeds=3] [--config.steps=3000]
+
+Trains the four forms (both attentions, local, global, none) and, since attention brings parameters, a wider
+trunk without any, each with several seeds, by `configs/zoo/medusa.py:lesions`; what is finished is kept. Then
+prints the table that it writes to table.md, and draws gates.png: test scans beside the global attention of
+each stage. Further arguments (--config.key=value) go to every training.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gates import gate_picture, on_lesion
+
+from lookupjax import cli, train
+from lookupjax.analysis.counts import count_params
+from lookupjax.data.builders.lesions import KINDS, SIDE
+from lookupjax.data.sources import open_source
+from lookupjax.data.transforms import apply, build_transforms, decode_image
+from lookupjax.workdir import load_model
+
+FORMS = {  # row of the table: overrides of the config
+    "global and local": ("attention='both'",),
+    "local": ("attention='local'",),
+    "global": ("attention='global'",),
+    "none": ("attention='none'",),
+    "none, wider": ("attention='none'", "widths=(12,24,45)"),
+}
+SHOWN = 5  # scans in the picture
+BATCH = 250
+
+
+def accuracy(form: str, seed: int, workdir: Path, overrides: list[str]) -> float:
+    """Test accuracy of one run, which is trained unless it is finished."""
+    place = directory(form, seed, workdir)
+    if not (place / "results.json").exists():
+        print(f"{form}, seed {seed}", flush=True)
+        own = [f"--config.model.{change}" for change in FORMS[form]]
+        config = ["--config=configs/zoo/medusa.py:lesions", f"--workdir={place}", f"--config.seed={seed}"]
+        train.main([*config, *own, *overrides])
+    results = json.loads((place / "results.json").read_text())
+    return next(iter(results.values()))["accuracy"]
+
+
+def directory(form: str, seed: int, workdir: Path) -> Path:
+    return workdir / f"{form.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def gates_of(form: str, seed: int, workdir: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list, list]:
+    """(scans, labels, lesions' boxes, gates (b, h, w) of each stage, predicted labels) of the test split."""
+    experiment, model = load_model(directory(form, seed, workdir))
+    data = experiment.config.data
+    source, transforms = (
+        open_source(data.name, data.eval_split, data.dir),
+        build_transforms(data.eval_transforms),
+    )
+    examples = [source[i] for i in range(len(source))]
+    scans = np.stack([apply(transforms, decode_image(e["image"], data.channels)) for e in examples])
+    call = jax.jit(lambda x: (model.attended(x)[1], model(x)["logits"].argmax(-1)))
+    parts = [call(jnp.asarray(scans[i : i + BATCH])) for i in range(0, len(scans), BATCH)]
+    stages = [
+        np.concatenate([np.asarray(part[0][j])[..., 0] for part in parts]) for j in range(len(parts[0][0]))
+    ]
+    labels, boxes = (np.stack([e[key] for e in examples]) for key in ("label", "lesion"))
+    return scans[..., 0], labels, boxes, stages, [int(n) for part in parts for n in part[1]]
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="medusa_lesions/run.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/medusa_lesions"))
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each form")
+    args, overrides = parser.parse_known_args(argv)
+    lines = [
+        "| attention | parameters | test accuracy: mean, each seed | largest gate on the lesion, by stage |"
+    ]
+    lines.append("|---|---:|---|---|")
+    accuracies: dict[str, list[float]] = {form: [] for form in FORMS}
+    for seed in range(args.seeds):  # all forms of one seed first: an early look compares equals
+        for form in FORMS:
+            accuracies[form].append(accuracy(form, seed, args.workdir, overrides))
+    for form, each in accuracies.items():
+        _, model = load_model(directory(form, 0, args.workdir))
+        peaks = []
+        if model.body is not None:
+            shares = []
+            for seed in range(args.seeds):
+                _, _, boxes, stages, _ = gates_of(form, seed, args.workdir)
+                shares.append([on_lesion(gates, boxes, SIDE) for gates in stages])
+            peaks = [f"{share:.0%} (chance {chance:.0%})" for share, chance in np.mean(shares, axis=0)]
+        figures = f"{np.mean(each):.3f}: {', '.join(f'{a:.3f}' for a in each)}"
+        lines.append(f"| {form} | {count_params(model):,} | {figures} | {', '.join(peaks) or '-'} |")
+    table = "\n".join(lines)
+    (args.workdir / "table.md").write_text(table + "\n")
+    print(table)
+    form = "global and local"
+    best = int(np.argmax(accuracies[form]))
+    scans, labels, boxes, stages, guesses = gates_of(form, best, args.workdir)
+    names = tuple(KINDS)
+    titles = [f"{names[labels[i]]}, taken for {names[guesses[i]]}" for i in range(SHOWN)]
+    shown = slice(SHOWN)
+    picture = args.workdir / "gates.png"
+    gate_picture(scans[shown], boxes[shown], [gates[shown] for gates in stages], titles, picture)
+    print(f"{form}, seed {best}, the first {SHOWN} test scans: {picture}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
