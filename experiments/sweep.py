@@ -33,7 +33,7 @@ def parse_axis(text: str) -> list[tuple[str, str]]:
     Raises:
       UserError: without "=" or values.
     """
-    key, equals, values = text.removeprefix("--config.").partition("=")
+    key, equals, values = text.removeprefix("--").removeprefix("config.").partition("=")
     choices = [value for value in values.split(";") if value]
     if not equals or not choices:
         raise UserError(f"{text!r}: write an axis of the sweep as config.key=value;value;...")

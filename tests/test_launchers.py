@@ -95,6 +95,8 @@ def test_sweep_names_and_errors(root, monkeypatch):
     monkeypatch.chdir(root)
     runs = sweep.expand(["optimizer.learning_rate=1e-3;3e-3", "grids=((2,2),);((3,3),)"])
     assert len(runs) == 4 and all(re.fullmatch(r"[\w.,=+-]+", name) for name in runs)
+    for text in ("config.seed=0;1", "--config.seed=0;1"):
+        assert sweep.expand([text]) == sweep.expand(["seed=0;1"])
     with pytest.raises(UserError, match="each value once"):
         sweep.expand(["seed=1;1"])
     with pytest.raises(UserError, match="write an axis"):
