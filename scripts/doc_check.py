@@ -97,17 +97,16 @@ def page_copy(page: str) -> Path:
     return place
 
 
-def write_block(place: Path, text: str) -> bool:
-    """Writes a Python block that begins with a path, "# lookupjax/...py", there; whether it is one."""
-    first = text.splitlines()[0].removeprefix("# ").strip()
-    if not (text.startswith("# lookupjax/") and first.endswith(".py")):
-        return False
+def write_files(place: Path, page: str) -> None:
+    """Writes the page's Python blocks that begin with a path, "# lookupjax/...py", to where it says."""
     package = place / "lookupjax"
-    if package.is_symlink():
-        package.unlink()
-        shutil.copytree(ROOT / "lookupjax", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (place / first).write_text(text)
-    return True
+    for block in commands(page):
+        first = block.text.splitlines()[0].removeprefix("# ").strip()
+        if block.kind == "python" and block.text.startswith("# lookupjax/") and first.endswith(".py"):
+            if package.is_symlink():
+                package.unlink()
+                shutil.copytree(ROOT / "lookupjax", package, ignore=shutil.ignore_patterns("__pycache__"))
+            (place / first).write_text(block.text)
 
 
 def execute(place: Path, text: str, kind: str, log: Path) -> int:
@@ -162,19 +161,15 @@ def reason_not_run(rule: Rule) -> str:
     return rule.cannot
 
 
-def check(command: Command, rule: Rule, log: Path) -> tuple[bool, str]:
-    """(whether it went well, what was run)."""
-    place = page_copy(command.page)
+def check(command: Command, rule: Rule, log: Path) -> bool:
+    """Runs a command, or the test that does; whether it went well."""
     if rule.test:
-        if command.kind == "python":
-            write_block(place, command.text)  # for the commands after it; the test checks it
-        return execute(
-            ROOT, f"python -m pytest -q -p no:cacheprovider {rule.test}", "shell", log
-        ) == 0, rule.test
-    text = small(command.page, command.text, command.kind)
+        return execute(ROOT, f"python -m pytest -q -p no:cacheprovider {rule.test}", "shell", log) == 0
+    place = page_copy(command.page)
+    write_files(place, command.page)
     for name in ("images", *rule.needs):
         prepare(place, name)
-    return execute(place, text, command.kind, log) == 0, text
+    return execute(place, small(command.page, command.text, command.kind), command.kind, log) == 0
 
 
 def first_line(command: Command) -> str:
@@ -232,7 +227,7 @@ def run(chosen: list[Command], unknown: list[Command]) -> int:
             tally[kind] += 1
             continue
         began, log = time.monotonic(), BUILD / f"{command.place.replace('/', '_').replace(':', '_')}.log"
-        good = tested[rule.test] if rule.test in tested else check(command, rule, log)[0]
+        good = tested[rule.test] if rule.test in tested else check(command, rule, log)
         if rule.test:
             tested[rule.test] = good
         seconds = time.monotonic() - began

@@ -86,6 +86,7 @@ RULES = (
     Rule(r"experiments/sweep\.py", add="--dry-run"),
     Rule(r"imagenet_tradeoff/run\.py --scale=digits", add=f"--only=3x3 {SHORT} --config.evaluators={{}}"),
     Rule(r"imagenet_tradeoff/"),
+    Rule(r"medusa_lesions/run\.py", add=f"--seeds=1 {FEW}"),
     Rule(r"digits_zoo/run\.py", add=f"davit {SHORT}"),
     # Benchmarks
     Rule(r"attention_scaling\.py", add="--mixers softmax --sides 4 8 --dim 8 --rounds 1"),
