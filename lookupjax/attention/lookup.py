@@ -33,19 +33,22 @@ MACS_PER_ELEMENT = 240  # that an accelerator makes while it moves one bfloat16 
 
 
 def together(
-    first: nnx.Linear, second: nnx.Linear, x: Float[Array, "b n d"]
+    first: nnx.Linear, second: nnx.Linear, x: Float[Array, "b n d"], num_heads: int
 ) -> tuple[Float[Array, "b n e"], Float[Array, "b n e"]]:
     """Two layers' outputs by one matrix product, which reads x once; the parameters stay two layers'.
 
-    They are stacked on an axis of their own: joined along the features, which tensor parallelism splits,
-    every device would need its neighbour's part.
+    They are joined within each head: tensor parallelism splits the features by heads, and joined behind each
+    other every device would need its neighbour's part.
     """
-    kernel, bias = (
-        jnp.stack([getattr(layer, name)[...] for layer in (first, second)], axis=-2).astype(x.dtype)
-        for name in ("kernel", "bias")
-    )
-    both = jnp.einsum("bnd,dke->bnke", x, kernel) + bias[None, None]
-    return both[:, :, 0], both[:, :, 1]
+
+    def joined(name: str) -> Float[Array, "*d h c"]:
+        both = [getattr(layer, name)[...] for layer in (first, second)]
+        by_head = [y.reshape(*y.shape[:-1], num_heads, -1) for y in both]
+        return jnp.concatenate(by_head, axis=-1).astype(x.dtype)
+
+    both = jnp.einsum("bnd,dhc->bnhc", x, joined("kernel")) + joined("bias")[None, None]
+    one, two = jnp.split(both, 2, axis=-1)
+    return one.reshape(*x.shape[:-1], -1), two.reshape(*x.shape[:-1], -1)
 
 
 def gather(weights: Float[Array, "b h m n"], v: Float[Array, "b h n c"]) -> Float[Array, "b h m c"]:
@@ -157,7 +160,7 @@ class Gather(TokenMixer):
         n, (m, d) = z_l.shape[1], z_p.shape[1:]
         absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads)
         q = self.tap("q", self.q_norm(self.q(z_p)))
-        k, v = (self.k(z_l), None) if absorbed else together(self.k, self.v, z_l)
+        k, v = (self.k(z_l), None) if absorbed else together(self.k, self.v, z_l, self.num_heads)
         k = self.tap("k", self.k_norm(k))
         scores = self.tap("scores", attention_scores(q, k))
         weights = self.tap("weights", jax.nn.softmax(scores, axis=-1))

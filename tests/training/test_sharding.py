@@ -73,7 +73,7 @@ def test_fsdp_splits_activations_over_the_batch():
 
 def test_joined_keys_and_values_need_no_neighbours_part():
     """Tensor parallel LookupViT sums over devices; it moves no halves of joined products between them."""
-    exp = experiment((1, 1, 4), model=TINY | dict(channels=3))
+    exp = experiment((1, 1, 2), model=TINY | dict(channels=3))
     program = trace_step(exp, batch_shapes(exp, (16, 16)), ()).lower().compile()
     assert set(collectives(instructions(program.as_text()))) <= {"all-reduce", "all-gather"}
 
