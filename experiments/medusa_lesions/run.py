@@ -10,6 +10,8 @@ each stage. Further arguments (--config.key=value) go to every training.
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from gates import gate_picture, on_lesion
 
-from lookupjax import cli, train
+from lookupjax import cli
 from lookupjax.analysis.counts import count_params
 from lookupjax.data.builders.lesions import KINDS, SIDE
 from lookupjax.data.sources import open_source
 from lookupjax.data.transforms import apply, build_transforms, decode_image
+from lookupjax.errors import UserError
 from lookupjax.workdir import load_model
 
 FORMS = {  # row of the table: overrides of the config
@@ -41,8 +44,10 @@ def accuracy(form: str, seed: int, workdir: Path, overrides: list[str]) -> float
     if not (place / "results.json").exists():
         print(f"{form}, seed {seed}", flush=True)
         own = [f"--config.model.{change}" for change in FORMS[form]]
-        config = ["--config=configs/zoo/medusa.py:lesions", f"--workdir={place}", f"--config.seed={seed}"]
-        train.main([*config, *own, *overrides])
+        command = [sys.executable, "-m", "lookupjax.train", "--config=configs/zoo/medusa.py:lesions"]
+        command += [f"--workdir={place}", f"--config.seed={seed}", *own, *overrides]
+        if subprocess.run(command).returncode != 0:
+            raise UserError(f"{form}, seed {seed} failed; its message is above, start again to go on")
     results = json.loads((place / "results.json").read_text())
     return next(iter(results.values()))["accuracy"]
 
