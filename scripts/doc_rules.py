@@ -50,7 +50,10 @@ SHORT = (
 ALONE = f"{SHORT} --config.baselines={{}}"
 QUICKSTART = f'{ALONE} --config.model.depth=1 "--config.grids=((3,3),)"'
 FEW = f"{SHORT} --config.batch_size=8"
-CAPTION = f"{ALONE} --config.pretraining.steps=2 --config.pretraining.schedule.warmup_steps=1"
+CAPTION = (
+    f"{ALONE} --config.pretraining.steps=2 --config.pretraining.schedule.warmup_steps=1 "
+    "--config.cache_tokens=False"
+)
 TINY_BENCHMARK = "--size 32 --batch 2 --rounds 1 --seconds 0.01 --peak_side 64"
 SMALL_NAMES = ((r"(?<!\w)(lookupvit|vit|tokenlearner|tome)_(?:b|s)16(?:_384)?(?:_r(\d+))?", r"\1_mu"),)
 DEPENDENCY = ((r"_t(?=[, ]|$)", "_mu"), (r",prune_ratio=[\d.]+", ",depth=3"))
