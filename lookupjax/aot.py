@@ -70,7 +70,7 @@ def tpu_devices(topology: str) -> list[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError("compiling for TPUs needs libtpu: pip install 'lookupjax[tpu]'") from None
+        raise UserError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'") from None
     chip = topology.partition(":")[0]
     if chip not in CHIPS:
         raise UserError(f"--topology={topology} must be CHIP:SIZE with a chip of {list(CHIPS)}")

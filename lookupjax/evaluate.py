@@ -8,6 +8,7 @@ trained with are added as --config.evaluators.NAME.type=TYPE --config.evaluators
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
 
 from lookupjax import cli
@@ -19,6 +20,7 @@ from lookupjax.grids import parse_grid
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
 from lookupjax.workdir import load_trained
 
+log = logging.getLogger(__name__)
 CHANGEABLE = ("evaluators", "data", "eval_batch_size")  # what does not change what was trained
 
 
@@ -72,7 +74,10 @@ def main(argv: list[str]) -> int:
         set_override(experiment.config, change)
     data.eval_split = args.split or data.eval_split
     calls = asked_calls(experiment, args.compressed)
-    context = experiment.context(calls, args.workdir / "evaluation")
+    writable = os.access(args.workdir, os.W_OK)
+    if not writable:
+        log.warning("%s cannot be written to: predictions and pictures are not kept", args.workdir)
+    context = experiment.context(calls, args.workdir / "evaluation" if writable else None)
     evaluators = create_evaluators(experiment.config.evaluators.to_dict(), context, args.evaluator)
     results = run_evaluators(evaluators, evaluation_params(part), part["stats"])
     if args.json:

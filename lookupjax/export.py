@@ -170,7 +170,7 @@ def optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"--format=onnx needs {name} ({error}): pip install lookupjax[onnx], "
+            f"--format=onnx needs {name} ({error}): pip install -e '.[onnx]', "
             "then pip install --no-deps jax2onnx equinox"
         ) from None
 

@@ -59,7 +59,8 @@ def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
     path = workdir / "config.json"
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        begun = path.exists() and any(other != path for other in workdir.iterdir())
+        # not .tmp: another process may be writing it
+        begun = path.exists() and any(not p.name.startswith(path.name) for p in workdir.iterdir())
         changes = differences(read_config(workdir), config) if begun else []
         if changes and not override:
             raise UserError(

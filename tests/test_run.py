@@ -257,6 +257,7 @@ def test_an_unwritable_work_directory(call, tmp_path):
 def test_a_run_that_did_not_begin_claims_no_directory(tmp_path):
     mistyped, right = ConfigDict({"dim": 63}), ConfigDict({"dim": 64})
     open_workdir(tmp_path, mistyped, override=False)
+    (tmp_path / "config.json.tmp").touch()  # the first process's, which is about to replace it
     open_workdir(tmp_path, right, override=False)
     assert read_config(tmp_path) == right
     (tmp_path / "metrics.jsonl").touch()

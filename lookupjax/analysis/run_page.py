@@ -11,7 +11,7 @@ from typing import Any
 
 from lookupjax.analysis.counts import short
 from lookupjax.analysis.judged_sections import calibration_section, confusion_section, mistakes_section
-from lookupjax.analysis.page import folded, page, sentence, table
+from lookupjax.analysis.page import Markup, folded, page, sentence, table
 from lookupjax.analysis.pictures import data_uri
 from lookupjax.analysis.plots import Point, draw_accuracy_against_macs, draw_evaluations, draw_losses
 from lookupjax.analysis.run_view import RunView, chart, labelled
@@ -139,9 +139,7 @@ def settings_section(runs: Sequence[RunView]) -> str:
     text = ""
     if len(runs) > 1:
         keys = sorted(set().union(*(run.config for run in runs)))
-        keys = [
-            key for key in keys if not key.startswith("baselines.")
-        ]  # further runs, not this one's settings
+        keys = [key for key in keys if not key.startswith("baselines.")]  # settings of further runs
         found = {key: [shown(run.config.get(key, "(not set)")) for run in runs] for key in keys}
         differing = [[key, *values] for key, values in found.items() if len(set(values)) > 1]
         headings = ["key", *(labelled(index, run.name) for index, run in enumerate(runs))]
@@ -174,7 +172,7 @@ def time_section(runs: Sequence[RunView]) -> str:
         text += f'<h3>{labelled(index, run.name)}</h3><div class="timebar">{blocks}</div>\n'
         shares = [f"{run.seconds.get(p, 0):,.1f} s, {run.seconds.get(p, 0) / total:.0%}" for p in parts]
         rows.append([labelled(index, run.name), f"{total:,.1f} s", str(run.starts or "-"), *shares])
-    keys = [f'<span class="key" style="--own: {PARTS[p][1]}">{PARTS[p][0]}</span>' for p in parts]
+    keys = [Markup(f'<span class="key" style="--own: {PARTS[p][1]}">{PARTS[p][0]}</span>') for p in parts]
     text += table(["run", "total", "starts", *keys], rows)
     without = [run.name for run in runs if not run.seconds]
     return text + (sentence(f"Not stored: {', '.join(without)}.") if without else "")

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lookupjax.analysis.plots import INK, LOOK, Bins, inline
+from lookupjax.analysis.page import Markup
+from lookupjax.analysis.plots import COLOURS, INK, LOOK, Bins, inline
 
 COLOURED = ("text.", "axes.label", "xtick.", "ytick.", "axes.edge", "axes.title")
 SMALL = LOOK | {
@@ -18,9 +19,7 @@ SMALL = LOOK | {
     "axes.labelsize": 11,
     "legend.fontsize": 10,
     "lines.linewidth": 1.8,
-    **{
-        f"{name}color": INK for name in ("text.", "axes.label", "xtick.", "ytick.", "axes.edge", "axes.title")
-    },
+    **{f"{name}color": INK for name in COLOURED},
 }
 
 
@@ -81,14 +80,13 @@ class RunView:
     notes: Sequence[str] = ()
 
 
-def labelled(index: int, text: str) -> str:
+def labelled(index: int, text: str) -> Markup:
     """A run's name with the colour it has in the charts."""
-    return f'<span class="run" style="--own: var(--c{index % 7})">{html.escape(text)}</span>'
+    colour = f"var(--c{index % len(COLOURS)})"
+    return Markup(f'<span class="run" style="--own: {colour}">{html.escape(text)}</span>')
 
 
-def chart(
-    draw: Callable[..., None], *arguments: Any, rows: tuple[int, ...] = (1,), legend: bool = True
-) -> str:
+def chart(draw: Callable[..., None], *arguments: Any, rows: tuple[int, ...] = (1,)) -> str:
     """draw(axes, ..., *arguments) as an SVG element in a figure element; `rows`: heights of the panels."""
     with rc_context(SMALL):
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")

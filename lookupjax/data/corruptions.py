@@ -6,7 +6,7 @@ places of scikit-image, Pillow and ImageMagick. The benchmark's images are also 
 85; `Corrupt(..., stored=True)` does that too.
 
 Frost overlays photographs: the five of the authors, which the package imagecorruptions carries
-(`pip install lookupjax[robustness]`; its code, broken with current NumPy, is not used), or those of a
+(`pip install -e '.[robustness]'`; its code, broken with current NumPy, is not used), or those of a
 directory.
 """
 
@@ -218,7 +218,7 @@ def frost_textures(directory: str = "") -> tuple[Image, ...]:
     if len(found) != 5:
         raise UserError(
             f"frost needs the photographs frost1 to frost5, which are not in {place or 'this installation'}; "
-            "pip install lookupjax[robustness], or name their directory as `frost`"
+            "pip install -e '.[robustness]', or name their directory as `frost`"
         )
     return tuple(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in found)
 

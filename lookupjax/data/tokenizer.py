@@ -30,7 +30,7 @@ def sentencepiece() -> Any:
     try:
         import sentencepiece
     except ImportError:
-        raise UserError("captions need sentencepiece: pip install 'lookupjax[captions]'") from None
+        raise UserError("captions need sentencepiece: pip install -e '.[captions]'") from None
     return sentencepiece
 
 

@@ -23,7 +23,7 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError('videos are read with PyAV: pip install "lookupjax[video]"') from None
+        raise UserError("videos are read with PyAV: pip install -e '.[video]'") from None
     return av
 
 

@@ -52,7 +52,7 @@ def missing(metric: str) -> str:
     """Why a metric cannot be computed here, or ""."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None:
-        return f"{PACKAGE} is not installed (pip install 'lookupjax[captions]')"
+        return f"{PACKAGE} is not installed (pip install -e '.[captions]')"
     if metric in PURE:
         return ""
     if shutil.which("java") is None:

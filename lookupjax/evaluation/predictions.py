@@ -8,10 +8,12 @@ the most confident mistakes as "picture/<index>" (the bytes of a PNG); and "abou
 import io
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -83,12 +85,11 @@ def write_predictions(
       about: "dataset", "split" and "words".
     """
     worst = most_confident_mistakes(*(columns[name] for name in ("label", "predicted", "confidence")))
-    chosen = {int(columns["index"][i]): np.empty(0, np.uint8) for i in worst[:MISTAKES]}
-    for place in chosen:
-        chosen[place] = np.frombuffer(drawn(batches.example(place)[0]["image"]), np.uint8)
     shape = np.shape(batches.example(int(columns["index"][0]))[0]["image"])
     arrays = {name: columns[name] for name in COLUMNS}
-    arrays |= {f"picture/{place}": data for place, data in chosen.items()}
+    for index in columns["index"][worst[:MISTAKES]]:
+        picture = drawn(batches.example(int(index))[0]["image"])
+        arrays[f"picture/{index}"] = np.frombuffer(picture, np.uint8)
     buffer = io.BytesIO()
     text = np.asarray(json.dumps({**about, "input": shape}))
     np.savez_compressed(buffer, about=text, **arrays)
@@ -118,7 +119,7 @@ def read_predictions(path: Path) -> Predictions:
             columns = {name: file[name] for name in COLUMNS}
             about = json.loads(str(file["about"]))
             found = {int(n.partition("/")[2]): file[n].tobytes() for n in file if n.startswith("picture/")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); delete it or evaluate again") from None
     places = {int(index): place for place, index in enumerate(columns["index"])}
     pictures = {places[index]: data for index, data in found.items()}

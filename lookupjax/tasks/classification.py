@@ -96,12 +96,16 @@ class Classification(Task):
         }
 
     def choices(self, outputs: Mapping[str, Array], batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Per example "label", "predicted", "confidence" (largest probability), "probability" (of label)."""
-        label = one_hot(batch["label"], outputs["logits"].shape[-1]).argmax(-1)
+        """Per example "label", "predicted", "confidence" (largest probability), "probability" (of label).
+
+        Of several equally probable labels it is the predicted one, where that is among them.
+        """
+        target, predicted = one_hot(batch["label"], outputs["logits"].shape[-1]), outputs["logits"].argmax(-1)
+        label = jnp.where(is_right(predicted[:, None], target)[:, 0] > 0, predicted, target.argmax(-1))
         p = jax.nn.softmax(outputs["logits"].astype(jnp.float32), axis=-1)
         return {
             "label": label,
-            "predicted": outputs["logits"].argmax(-1),
+            "predicted": predicted,
             "confidence": p.max(-1),
             "probability": jnp.take_along_axis(p, label[:, None], axis=-1)[:, 0],
         }

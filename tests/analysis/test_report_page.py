@@ -190,6 +190,8 @@ def test_several_runs_older_ones_and_unfinished_ones(trained, tmp_path, capsys):
     assert "the run is not finished" in section(text, "confusion")
     assert not rows(section(text, "settings")) and "Not stored: unfinished." in section(text, "time")
     assert not (tmp_path / "older" / "report").exists()
+    beside = rows(section(report.write_page([trained, older], out).read_text(), "figures"))
+    assert [row[0].rpartition("/")[2] for row in beside] == ["run", "run", "run, vit", "older", "older"]
 
     evaluate.main([f"--workdir={older}"])
     assert len(list((older / "evaluation/figures").iterdir())) == 2
@@ -214,9 +216,20 @@ def test_wrong_inputs_are_one_sentence(trained, tmp_path):
     with pytest.raises(UserError, match=r"results.json is damaged .*; delete it"):
         report.main(["--workdir", str(broken)])
     (broken / "results.json").write_text("{}")
-    next((broken / "evaluation/figures").iterdir()).write_bytes(b"PK nothing")
-    with pytest.raises(UserError, match=r"predictions_.* is damaged .*; delete it or evaluate again"):
-        report.main(["--workdir", str(broken)])
+    stored = next((broken / "evaluation/figures").iterdir())
+    for content in (b"nothing", stored.read_bytes()[:-100]):
+        stored.write_bytes(content)
+        with pytest.raises(UserError, match=r"predictions_.* is damaged .*; delete it or evaluate again"):
+            report.main(["--workdir", str(broken)])
+
+
+def test_a_directory_that_may_only_be_read_is_evaluated(trained, tmp_path, monkeypatch, capsys, caplog):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(trained, theirs, ignore=shutil.ignore_patterns(*LATER))
+    monkeypatch.setattr("os.access", lambda path, mode: path != theirs)
+    evaluate.main([f"--workdir={theirs}", "--compressed=2x2"])
+    assert "accuracy" in capsys.readouterr().out and "theirs cannot be written to" in caplog.text
+    assert not (theirs / "evaluation").exists()
 
 
 def judged(classes: int, examples: int = 50_000) -> Judged:
@@ -225,7 +238,7 @@ def judged(classes: int, examples: int = 50_000) -> Judged:
     predicted = np.where(random.uniform(size=examples) < 0.2, (label + 1) % classes, label)
     confidence = random.uniform(0.5, 1, examples).astype(np.float32)
     bins = tuple(reliability(confidence, (label == predicted).astype(np.float64)))
-    words = [f"class <{i}>" for i in range(classes)]
+    words = [f"<{i}>" for i in range(classes)]
     return Judged(
         "", "d/test", np.arange(examples), label, predicted, confidence, confidence, words, bins, {}
     )
@@ -234,10 +247,10 @@ def judged(classes: int, examples: int = 50_000) -> Judged:
 def test_a_thousand_classes_are_listed_by_their_confusions():
     many = judged(1000)
     text = confusion_table(many)
-    assert "<th>right</th></tr>" not in text and len(text) < 20_000 and "class <" not in text
+    assert "<th>right</th></tr>" not in text and len(text) < 20_000 and not re.search(r"<\d", text)
     counts = confusion(many.label, many.predicted, 1000)
     np.fill_diagonal(counts, 0)
     first = [row for row in rows(text) if len(row) == 4]
     assert [int(row[2]) for row in first] == sorted(counts.ravel().tolist())[::-1][:20]
-    assert first[0][1] == "class &lt;{}&gt;".format((int(re.search(r"\d+", first[0][0])[0]) + 1) % 1000)
+    assert first[0][1] == "&lt;{}&gt;".format((int(re.search(r"\d+", first[0][0])[0]) + 1) % 1000)
     assert len(rows(confusion_table(judged(MATRIX)))) == MATRIX

@@ -92,7 +92,7 @@ def test_options_without_a_kernel(options):
 
 @pytest.mark.parametrize("absorbed", [True, False])
 def test_kernels_compile_for_tpu(absorbed):
-    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install 'lookupjax[tpu]'")
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
     from lookupjax.aot import tpu_devices
 
     mesh = jax.sharding.Mesh(tpu_devices("v5e:2x2")[:1], ("chip",))

@@ -80,3 +80,5 @@ def test_either_of_two_equal_labels_is_right():
     logits = jnp.array([[0, 0, 9.0, 0], [0, 0, 9.0, 0], [0, 9.0, 0, 0]])
     figures = Classification().evaluate({"logits": logits}, {"label": target})
     assert figures["accuracy"].tolist() == [1, 0, 0]
+    choices = Classification().choices({"logits": logits}, {"label": target})
+    assert choices["label"].tolist() == [2, 1, 0] and choices["predicted"].tolist() == [2, 2, 1]
