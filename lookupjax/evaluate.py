@@ -77,7 +77,9 @@ def main(argv: list[str]) -> int:
     writable = os.access(args.workdir, os.W_OK)
     if not writable:
         log.warning("%s cannot be written to: predictions and pictures are not kept", args.workdir)
-    context = experiment.context(calls, args.workdir / "evaluation" if writable else None)
+    place = args.workdir / "evaluation"  # of the newest checkpoint: the report reads it
+    place = place if args.checkpoint == "newest" else place / f"step_{int(part['step'])}"
+    context = experiment.context(calls, place if writable else None)
     evaluators = create_evaluators(experiment.config.evaluators.to_dict(), context, args.evaluator)
     results = run_evaluators(evaluators, evaluation_params(part), part["stats"])
     if args.json:

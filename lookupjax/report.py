@@ -67,10 +67,10 @@ def newest_figures(history: list[dict], calls: list[str]) -> dict[str, dict[str,
 
 def judged(workdir: Path, config: ConfigDict, call: str) -> tuple[Predictions, Judged] | None:
     """What the task's own evaluation left of one call."""
-    path = path_of(workdir / "evaluation" / OWN, config.data.eval_split, call)
-    found = read_predictions(path) if path.exists() else None
-    if found is None or found.dataset != config.data.name:
+    path = path_of(workdir / "evaluation" / OWN, config.data.name, config.data.eval_split, call)
+    if not path.exists():
         return None
+    found = read_predictions(path)
     correct = (found.label == found.predicted).astype(np.float64)
     return found, Judged(
         call,

@@ -56,7 +56,12 @@ CAPTION = (
 )
 TINY_BENCHMARK = "--size 32 --batch 2 --rounds 1 --seconds 0.01 --peak_side 64"
 SMALL_NAMES = ((r"(?<!\w)(lookupvit|vit|tokenlearner|tome)_(?:b|s)16(?:_384)?(?:_r(\d+))?", r"\1_mu"),)
-DEPENDENCY = ((r"_t(?=[, ]|$)", "_mu"), (r",prune_ratio=[\d.]+", ",depth=3"))
+DEPENDENCY = (
+    (r"_lite_t(?=,)", "_mu"),
+    (r"_lite_t\b", "_mu,depth=1"),
+    (r"_t(?=[, ]|$)", "_mu"),
+    (r",prune_ratio=[\d.]+", ",depth=3"),
+)
 DRY = "--dry-run configs/quickstart.py"
 LIBTPU = "compiles for TPUs, which needs libtpu (extra tpu) and minutes of a core per program"
 
@@ -87,7 +92,10 @@ RULES = (
     Rule(r"scripts/smoke", edits=((r"configs/zoo/\*", "configs/zoo/dcal*"),)),
     Rule(r"scripts/models_table\.py", test="tests/models/test_every_model.py"),
     Rule(r"experiments/sweep\.py", add="--dry-run"),
-    Rule(r"imagenet_tradeoff/run\.py --scale=digits", add=f"--only=3x3 {SHORT} --config.evaluators={{}}"),
+    Rule(
+        r"imagenet_tradeoff/run\.py --scale=digits",
+        add=f"--only=lookupvit_3x3 {SHORT} --config.evaluators={{}}",
+    ),
     Rule(r"imagenet_tradeoff/"),
     Rule(r"medusa_lesions/run\.py", add=f"--seeds=1 {FEW}"),
     Rule(r"digits_zoo/run\.py", add=f"davit {SHORT}"),

@@ -45,6 +45,6 @@ class Evaluator:
             results[name] = means(columns)
             directory = self.context.drawing_directory() if chosen else None
             if directory:
-                path = path_of(directory, self.about["split"], name)
+                path = path_of(directory, self.about["dataset"], self.about["split"], name)
                 write_predictions(path, chosen | {"index": index}, self.batches, self.about)
         return results

@@ -1,8 +1,9 @@
 """What a classifier said of every example of a split, kept in the work directory for the report.
 
-`evaluation/<evaluator>/predictions_<split>_<call>.npz` holds, for each example, its "index" in the split,
-"label", "predicted", "confidence" (the largest probability) and "probability" (of the label); the inputs of
-the most confident mistakes as "picture/<index>" (the bytes of a PNG); and "about", JSON on the dataset.
+`evaluation/<evaluator>/predictions_<dataset>_<split>_<call>.npz` holds, for each example, its "index" in the
+split, "label", "predicted", "confidence" (the largest probability) and "probability" (of the label); the
+inputs of the most confident mistakes as "picture/<index>" (the bytes of a PNG); and "about", JSON on the
+dataset.
 """
 
 import io
@@ -71,8 +72,8 @@ def most_confident_mistakes(
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
 
 
-def path_of(directory: Path, split: str, call: str) -> Path:
-    return directory / f"predictions_{split.replace('/', '_')}_{call or 'model'}.npz"
+def path_of(directory: Path, dataset: str, split: str, call: str) -> Path:
+    return directory / f"predictions_{f'{dataset}_{split}'.replace('/', '_')}_{call or 'model'}.npz"
 
 
 def write_predictions(

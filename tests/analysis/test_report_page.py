@@ -60,7 +60,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def predictions(workdir: Path, call: str):
-    return read_predictions(workdir / f"evaluation/figures/predictions_test[:{EXAMPLES}]_{call}.npz")
+    return read_predictions(workdir / f"evaluation/figures/predictions_digits_test[:{EXAMPLES}]_{call}.npz")
 
 
 def test_the_page_is_one_file(written):
