@@ -256,7 +256,8 @@ RULES = (
     Rule(
         r"^docs/configs.md: from ml_collections",
         add="from lookupjax.config import load_config\n"
-        "assert load_config(f'{__file__}:vit_mu', []).model.name == 'vit_mu'",
+        "if __name__ == '__main__':  # the block is the config that is loaded\n"
+        "    assert load_config(f'{__file__}:vit_mu', []).model.name == 'vit_mu'",
     ),
     Rule(r"^docs/configs.md: from lookupjax|^docs/install.md: import jax"),
     Rule(
