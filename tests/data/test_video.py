@@ -278,7 +278,7 @@ def test_what_is_wrong_is_one_sentence(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"1 of 1 listed clips are not below .*x_000001_000011"):
         videos.collect("kinetics400", str(tmp_path), partial=True)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UserError, match=r"videos are read with PyAV: pip install \"lookupjax\[video\]\""):
+    with pytest.raises(UserError, match=r"videos are read with PyAV: pip install -e '\.\[video\]'"):
         collect("kinetics400", partial=True)
 
 
