@@ -181,13 +181,13 @@ RULES = (
     Rule(
         r"lookupjax\.train .*probe\.py:\w+,vit_b16",
         edits=((r"vit_b16", "vit_mu"),),
-        add=f"{FEW} --config.data.name=digits --config.data.eval_split=test",
+        add=f"{FEW} --config.data.name=digits --config.eval_batch_size=8 --config.data.eval_split=test[:16]",
         needs=("weights",),
     ),
     Rule(
         r"lookupjax\.train .*probe\.py:\w+,lookupvit_b16",
         edits=((r"lookupvit_b16", "lookupvit_mu"),),
-        add=f"{FEW} --config.data.name=digits --config.data.eval_split=test",
+        add=f"{FEW} --config.data.name=digits --config.eval_batch_size=8 --config.data.eval_split=test[:16]",
         needs=("lookupvit run",),
     ),
     Rule(r"lookupjax\.train .*(digits\.py:\w+_mu|super_resolution\.py:toy)", add=SHORT),
