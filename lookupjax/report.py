@@ -175,15 +175,14 @@ def with_baselines(workdirs: list[Path]) -> dict[Path, str]:
     Raises:
       UserError: when a directory is none of a run, or given twice.
     """
-    for workdir in workdirs:
-        read_config(workdir)
+    configs = {workdir: read_config(workdir) for workdir in workdirs}
     if len({path.resolve() for path in workdirs}) < len(workdirs):
         raise UserError("a work directory is given twice; give each run once")
     common = Path(os.path.commonpath([path.resolve().parent for path in workdirs]))
     alone = len(workdirs) == 1
     names: dict[Path, str] = {}
-    for workdir in workdirs:
-        own = read_config(workdir).model.name if alone else str(workdir.resolve().relative_to(common))
+    for workdir, config in configs.items():
+        own = config.model.name if alone else str(workdir.resolve().relative_to(common))
         names[workdir] = own
         for path in sorted(workdir.glob("baselines/*/config.json")):
             names[path.parent] = path.parent.name if alone else f"{own}, {path.parent.name}"

@@ -8,7 +8,6 @@ missing, and in the plot at their cost.
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from runs import SCALES, Run, Scale
 
 from lookupjax import cli
 from lookupjax.analysis.counts import count_params, count_products, trace_model
-from lookupjax.analysis.plots import Point, tradeoff
+from lookupjax.analysis.plots import Point, accuracy_point, tradeoff
 from lookupjax.config import load_config
 from lookupjax.data.sources import BUILDERS, dataset_info
 from lookupjax.grids import format_grid, parse_grid
@@ -90,12 +89,6 @@ def table(scale: Scale, found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def point(row: dict[str, Any]) -> Point:
-    accuracy, examples = row["figures"]["accuracy"], row["figures"].get("examples", 0)
-    error = math.sqrt(accuracy * (1 - accuracy) / examples) if examples else 0.0
-    return Point(row["grid"] or row["run"], row["macs"], accuracy, error)
-
-
 def write_report(name: str, workdir: Path) -> Path:
     """Writes report.md and accuracy_macs.png into `workdir`; returns the path of report.md."""
     scale = SCALES[name]
@@ -103,7 +96,8 @@ def write_report(name: str, workdir: Path) -> Path:
     done = [row for row in found if row["figures"]]
     series: dict[str, list[Point]] = {run.series: [] for run in scale.runs}
     for row in done:
-        series[row["series"]].append(point(row))
+        point = accuracy_point(row["grid"] or row["run"], row["macs"], row["figures"])
+        series[row["series"]].append(point)
     at_cost: dict[int, list[str]] = {}  # what is missing, by multiply-accumulates
     for row in found:
         if not row["figures"]:

@@ -22,8 +22,7 @@ from gates import gate_picture, on_lesion
 from lookupjax import cli
 from lookupjax.analysis.counts import count_params
 from lookupjax.data.builders.lesions import KINDS, SIDE
-from lookupjax.data.sources import open_source
-from lookupjax.data.transforms import apply, build_transforms, decode_image
+from lookupjax.data.loader import EvalBatches
 from lookupjax.errors import UserError
 from lookupjax.workdir import load_model
 
@@ -60,19 +59,18 @@ def gates_of(form: str, seed: int, workdir: Path) -> tuple[np.ndarray, np.ndarra
     """(scans, labels, lesions' boxes, gates (b, h, w) of each stage, predicted labels) of the test split."""
     experiment, model = load_model(directory(form, seed, workdir))
     data = experiment.config.data
-    source, transforms = (
-        open_source(data.name, data.eval_split, data.dir),
-        build_transforms(data.eval_transforms),
-    )
-    examples = [source[i] for i in range(len(source))]
-    scans = np.stack([apply(transforms, decode_image(e["image"], data.channels)) for e in examples])
+    data.batch_keys = ("lesion",)
+    batches = list(EvalBatches(data, data.eval_split, BATCH))
+    real = np.concatenate([batch["mask"] for batch in batches]) > 0
+
+    def joined(parts: list) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts])[real]
+
     call = jax.jit(lambda x: (model.attended(x)[1], model(x)["logits"].argmax(-1)))
-    parts = [call(jnp.asarray(scans[i : i + BATCH])) for i in range(0, len(scans), BATCH)]
-    stages = [
-        np.concatenate([np.asarray(part[0][j])[..., 0] for part in parts]) for j in range(len(parts[0][0]))
-    ]
-    labels, boxes = (np.stack([e[key] for e in examples]) for key in ("label", "lesion"))
-    return scans[..., 0], labels, boxes, stages, [int(n) for part in parts for n in part[1]]
+    gates, guesses = zip(*(call(jnp.asarray(batch["image"])) for batch in batches))
+    scans, labels, boxes = (joined([batch[key] for batch in batches]) for key in ("image", "label", "lesion"))
+    stages = [joined(list(stage))[..., 0] for stage in zip(*gates)]
+    return scans[..., 0], labels, boxes, stages, joined(list(guesses)).tolist()
 
 
 def main(argv: list[str]) -> None:

@@ -51,6 +51,12 @@ class Point(NamedTuple):
     error: float = 0.0
 
 
+def accuracy_point(label: str, macs: int | float, figures: Mapping[str, float]) -> Point:
+    """The point of an evaluation: its "accuracy", with the standard error where its "examples" are known."""
+    p, n = figures["accuracy"], figures.get("examples")
+    return Point(label, macs, p, math.sqrt(p * (1 - p) / n) if n else 0.0)
+
+
 def _style(index: int) -> dict:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 

@@ -119,12 +119,10 @@ def _table(runs: list[Run], macs: dict[str, int], speeds: dict[str, Speed], refe
 
 
 def _points(run: Run, macs: dict[str, int]) -> list[plots.Point]:
-    points = []
-    for grid, figures in run.evaluations.items():
-        p, examples = figures["accuracy"], figures.get("examples")
-        error = math.sqrt(p * (1 - p) / examples) if examples else 0.0
-        points.append(plots.Point(grid or run.name, macs[run.contender(grid)], p, error))
-    return points
+    return [
+        plots.accuracy_point(grid or run.name, macs[run.contender(grid)], figures)
+        for grid, figures in run.evaluations.items()
+    ]
 
 
 def _speeds(runs: list[Run], batch: jax.Array) -> dict[str, Speed]:

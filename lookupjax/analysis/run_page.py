@@ -4,7 +4,6 @@
 """
 
 import html
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,13 @@ from lookupjax.analysis.counts import short
 from lookupjax.analysis.judged_sections import calibration_section, confusion_section, mistakes_section
 from lookupjax.analysis.page import Markup, folded, page, sentence, table
 from lookupjax.analysis.pictures import data_uri
-from lookupjax.analysis.plots import Point, draw_accuracy_against_macs, draw_evaluations, draw_losses
+from lookupjax.analysis.plots import (
+    Point,
+    accuracy_point,
+    draw_accuracy_against_macs,
+    draw_evaluations,
+    draw_losses,
+)
 from lookupjax.analysis.run_view import RunView, chart, labelled
 
 MAIN = ("accuracy", "psnr", "map", "nll")  # what curves show: the first of these that a run has
@@ -97,9 +102,7 @@ def tradeoff_section(runs: Sequence[RunView]) -> str:
     for run in runs:
         for call, found in run.results.items():
             if "accuracy" in found and call in run.macs:
-                p, n = found["accuracy"], found.get("examples")
-                error = math.sqrt(p * (1 - p) / n) if n else 0.0
-                series[run.name].append(Point(call or run.name, run.macs[call], p, error))
+                series[run.name].append(accuracy_point(call or run.name, run.macs[call], found))
     points = [(index, point) for index, run in enumerate(runs) for point in series[run.name]]
     if not points:
         return sentence("Left out: it needs an accuracy, and a model whose multiply-accumulates are counted.")
