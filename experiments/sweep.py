@@ -22,7 +22,7 @@ from pathlib import Path
 from lookupjax import cli
 from lookupjax.config import load_config
 from lookupjax.errors import UserError
-from lookupjax.workdir import write_text
+from lookupjax.files import write_whole
 
 Overrides = tuple[tuple[str, str], ...]
 
@@ -130,8 +130,8 @@ def main(argv: list[str]) -> int:
     if not args.dry_run:
         rows = collect(runs, args.workdir)
         args.workdir.mkdir(parents=True, exist_ok=True)
-        write_text(args.workdir / "sweep.json", json.dumps(rows, indent=1) + "\n")
-        write_text(args.workdir / "sweep.md", table(rows))
+        write_whole(args.workdir / "sweep.json", json.dumps(rows, indent=1) + "\n")
+        write_whole(args.workdir / "sweep.md", table(rows))
         print(table(rows), end="")
     if failed:
         print(f"failed: {', '.join(failed)}; start again to go on with them", file=sys.stderr)

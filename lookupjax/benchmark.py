@@ -33,6 +33,7 @@ from lookupjax.config import load_config, parse_literal
 from lookupjax.data.loader import TrainIterator, train_iterator
 from lookupjax.data.transforms import Normalize, build_transforms, split_normalize
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 from lookupjax.grids import parse_grid
 from lookupjax.layers.rngs import Keys
 from lookupjax.models import create_model, model_options, nominal_options
@@ -40,7 +41,7 @@ from lookupjax.tasks.classification import Classification
 from lookupjax.training.experiment import DTYPES
 from lookupjax.training.state import init_state, merge_model, split_model
 from lookupjax.training.step import make_train_step
-from lookupjax.workdir import disk_errors, write_text
+from lookupjax.workdir import disk_errors
 
 MODES = ("forward", "train", "end_to_end")
 PASSES = {
@@ -326,8 +327,8 @@ def report(contenders: list[Contender], args: argparse.Namespace, peer: Peer | N
         record["results"] = [
             asdict(r) | {"images_per_second": r.images_per_second._asdict()} for r in results
         ]
-        write_text(args.out / "benchmark.json", json.dumps(record, indent=2) + "\n")
-        write_text(args.out / "benchmark.md", "\n".join(lines) + "\n")
+        write_whole(args.out / "benchmark.json", json.dumps(record, indent=2) + "\n")
+        write_whole(args.out / "benchmark.md", "\n".join(lines) + "\n")
         groups: dict[str, dict[str, Speed]] = {}
         for r in results:
             setting = f"{r.mode}, batch {r.batch}, {r.size} px"

@@ -33,12 +33,13 @@ from lookupjax.data.sources import dataset_info
 from lookupjax.data.transforms import build_transforms, split_normalize
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call
+from lookupjax.files import write_whole
 from lookupjax.grids import format_grid
 from lookupjax.layers.reparam import merge_branches
 from lookupjax.paths import map_named
 from lookupjax.training.experiment import Experiment, evaluation_params
 from lookupjax.training.state import merge_model, split_model
-from lookupjax.workdir import disk_errors, load_trained, write_text
+from lookupjax.workdir import disk_errors, load_trained
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -212,7 +213,7 @@ def write_safetensors(source: Source, out: Path, batch: int) -> dict[str, Progra
     """Weights by our own names, and config.json: the model's name and options for `create_model`."""
     save_file(named_weights(source.model)[0], out / "weights.safetensors")
     config = source.experiment.config.model.to_dict()
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
+    write_whole(out / "config.json", json.dumps(config, indent=2) + "\n")
     stored = {"weights": described(out / "weights.safetensors"), "config": described(out / "config.json")}
     write_manifest(source, out, stored | {"grids": list(source.calls)})
 
@@ -233,7 +234,7 @@ def compiled(source: Source, model: nnx.Module, call: Call) -> Program:
 
 
 def write_manifest(source: Source, out: Path, files: Mapping[str, Any]) -> None:
-    write_text(out / "manifest.json", json.dumps(manifest_of(source, files), indent=2) + "\n")
+    write_whole(out / "manifest.json", json.dumps(manifest_of(source, files), indent=2) + "\n")
 
 
 WRITERS = {"stablehlo": write_stablehlo, "onnx": write_onnx, "safetensors": write_safetensors}

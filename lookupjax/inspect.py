@@ -24,12 +24,13 @@ from lookupjax.analysis.layer_costs import Layer, layer_costs
 from lookupjax.analysis.page import page
 from lookupjax.analysis.page import table as html_table
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 from lookupjax.grids import format_grid, parse_grid
 from lookupjax.models import create_model, find_model, model_options, native_size
 from lookupjax.training.experiment import DTYPES, Experiment
 from lookupjax.training.program import batch_shapes
 from lookupjax.training.sharding import make_mesh
-from lookupjax.workdir import disk_errors, read_config, write_text
+from lookupjax.workdir import disk_errors, read_config
 
 LOOP = dict(scan=False, remat="none")  # one layer after the other, so that each can be told apart
 NOTE = (
@@ -193,7 +194,7 @@ def main(argv: list[str]) -> None:
     for path, write in ((args.markdown, as_markdown), (args.html, as_html)):
         if path:
             with disk_errors(path):
-                write_text(path, write(reports, args.depth))
+                write_whole(path, write(reports, args.depth))
             print(path)
 
 

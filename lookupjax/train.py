@@ -17,11 +17,12 @@ from lookupjax import cli
 from lookupjax.config import apply_changes, load_config, pretraining
 from lookupjax.data.tokenizer import make_tokenizer
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.loop import Interrupted, train
 from lookupjax.training.sharding import make_mesh
-from lookupjax.workdir import TOKENIZER, disk_errors, has_captions, open_workdir, with_files, write_text
+from lookupjax.workdir import TOKENIZER, disk_errors, has_captions, open_workdir, with_files
 
 EXIT_INTERRUPTED = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -48,7 +49,7 @@ def run_one(config: ConfigDict, workdir: Path, name: str, override: bool) -> Non
     with disk_errors(workdir):
         _, results = train(experiment, workdir, name)
         if jax.process_index() == 0:
-            write_text(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+            write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from lookupjax.config import differences, from_json, to_json
 from lookupjax.data.tokenizer import load_tokenizer
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment, evaluation_params
 from lookupjax.training.sharding import make_mesh
@@ -41,13 +41,6 @@ def disk_errors(path: Path):
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes atomically: a killed process leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
     """Makes the directory and stores the config, or checks that it holds the same one.
 
@@ -69,7 +62,7 @@ def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
                 + "\nuse another --workdir, the old settings, or --override to go on with the new ones"
             )
         if jax.process_index() == 0:
-            write_text(path, to_json(config))
+            write_whole(path, to_json(config))
 
 
 def has_captions(data: ConfigDict) -> bool:

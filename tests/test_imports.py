@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "interop": {"layers", "attention", "models", "tasks", "evaluation", "analysis"},
     "analysis": {"layers", "attention", "models"},
 }
-BASE = {"errors", "paths", "grids", "cli", "config"}
+BASE = {"errors", "files", "paths", "grids", "cli", "config"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,6 +24,7 @@ from etils import epath
 
 from lookupjax.data.archives import Place, Reader
 from lookupjax.errors import Unreadable, UserError
+from lookupjax.files import write_whole
 
 SHARD_EXAMPLES = 1252  # ImageNet-1K: 1,024 shards of about 140 MB
 MAX_LEFT_OUT = 0.01  # share of unreadable items above which the source counts as damaged
@@ -274,10 +276,8 @@ def _is_remote(path: epath.Path) -> bool:
 def _write_atomically(path: epath.Path, content: bytes) -> None:
     if _is_remote(path):
         path.write_bytes(content)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    else:
+        write_whole(Path(path), content)
 
 
 def check_counts(

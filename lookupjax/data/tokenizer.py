@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from lookupjax.data.sources import Source, open_source
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 
 KINDS = ("bpe", "unigram")
 PAD, START, END, UNKNOWN = 0, 1, 2, 3  # of the models trained here
@@ -178,6 +179,4 @@ def make_tokenizer(data: ConfigDict, path: Path) -> None:
         content = train_tokenizer(
             Captions(open_source(data.name, data.train_split, data.dir)), options.kind, options.size
         )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    write_whole(path, content)

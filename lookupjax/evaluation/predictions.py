@@ -8,7 +8,6 @@ dataset.
 
 import io
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from jaxtyping import Float, Int
 from lookupjax.analysis.pictures import mosaic, png
 from lookupjax.data.loader import EvalBatches
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 from lookupjax.tasks.base import Batch, Task
 
 CHOICES = ("label", "predicted", "confidence", "probability")
@@ -94,9 +94,7 @@ def write_predictions(
     buffer = io.BytesIO()
     text = np.asarray(json.dumps({**about, "input": shape}))
     np.savez_compressed(buffer, about=text, **arrays)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    write_whole(path, buffer.getvalue())
 
 
 def drawn(image: np.ndarray) -> bytes:

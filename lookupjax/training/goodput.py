@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from lookupjax.files import write_whole
+
 PARTS = ("start-up", "compilation", "data", "step", "checkpoint", "evaluation")  # the rest is "other"
 
 
@@ -52,9 +54,7 @@ class Attempts:
         """Notes that everything up to `step` is on disk."""
         self.record["to"] = step
         if jax.process_index() == 0:
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self.records, indent=1) + "\n")
-            temporary.replace(self.path)
+            write_whole(self.path, json.dumps(self.records, indent=1) + "\n")
 
 
 def goodput(records: list[dict]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Metric writers: JSON lines and TensorBoard event files, written by process 0 only."""
 
 import json
-import os
 import time
 from pathlib import Path
 
 import jax
 from tensorboardX import SummaryWriter
+
+from lookupjax.files import write_whole
 
 
 class MetricWriter:
@@ -22,9 +23,7 @@ class MetricWriter:
             return
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if row["step"] <= from_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.path)
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=from_step + 1)
 
