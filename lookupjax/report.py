@@ -30,7 +30,7 @@ from lookupjax.evaluation.metrics import reliability
 from lookupjax.evaluation.predictions import Predictions, path_of, read_predictions
 from lookupjax.grids import parse_grid
 from lookupjax.training.experiment import Experiment
-from lookupjax.training.goodput import goodput
+from lookupjax.training.goodput import ATTEMPTS, goodput
 from lookupjax.training.metrics import read_metrics
 from lookupjax.training.sharding import make_mesh
 from lookupjax.workdir import disk_errors, load_model, read_config, with_files
@@ -142,7 +142,7 @@ def view(workdir: Path, name: str) -> RunView:
             notes.append(f"{path.relative_to(workdir)} and what follows is left out of this page: too much")
             break
         drawn[str(path.relative_to(workdir / "evaluation"))] = path.read_bytes()
-    records = read_json(workdir / "attempts.json", [])
+    records = read_json(workdir / ATTEMPTS, [])
     logged = [row for row in history if "goodput/total" in row]
     seconds = goodput(records) if records else {}
     if logged:  # written last: it has what came after the last checkpoint

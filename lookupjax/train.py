@@ -37,19 +37,19 @@ def use_compilation_cache() -> None:
 
 def run_one(config: ConfigDict, workdir: Path, name: str, override: bool) -> None:
     """Trains one resolved config in one directory, after its pretraining, and stores its final evaluation."""
-    first = None if config.init.path else pretraining(config)
-    if first is not None:
-        run_one(resolve(first), workdir / "pretraining", f"{name}, pretraining", override)
-    open_workdir(workdir, config, override)
-    if has_captions(config.data):
+    with open_workdir(workdir, config, override):
+        first = None if config.init.path else pretraining(config)
+        if first is not None:
+            run_one(resolve(first), workdir / "pretraining", f"{name}, pretraining", override)
+        if has_captions(config.data):
+            with disk_errors(workdir):
+                distributed.first_process_first(lambda: make_tokenizer(config.data, workdir / TOKENIZER))
+        config = with_files(config, workdir)
+        experiment = Experiment(config, make_mesh(config.mesh))
         with disk_errors(workdir):
-            distributed.first_process_first(lambda: make_tokenizer(config.data, workdir / TOKENIZER))
-    config = with_files(config, workdir)
-    experiment = Experiment(config, make_mesh(config.mesh))
-    with disk_errors(workdir):
-        _, results = train(experiment, workdir, name)
-        if jax.process_index() == 0:
-            write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+            _, results = train(experiment, workdir, name)
+            if jax.process_index() == 0:
+                write_whole(workdir / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def main(argv: list[str]) -> int:

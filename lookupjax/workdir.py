@@ -1,7 +1,8 @@
-"""A run's work directory: config.json, metrics.jsonl, tensorboard/, checkpoints/, results.json, report/."""
+"""A run's work directory: config.json, attempts.json, metrics.jsonl, checkpoints/, results.json, ..."""
 
 import errno
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from lookupjax.errors import UserError
 from lookupjax.files import write_whole
 from lookupjax.training.checkpoint import Checkpoints
 from lookupjax.training.experiment import Experiment, evaluation_params
+from lookupjax.training.goodput import ATTEMPTS
 from lookupjax.training.sharding import make_mesh
 from lookupjax.training.state import merge_model
 
 TOKENIZER = "tokenizer.model"
+CLAIMS = (ATTEMPTS, TOKENIZER)  # what a start leaves before its first step
 DISK = {
     errno.ENOSPC: "there is no space left",
     errno.EDQUOT: "the disk quota is used up",
@@ -41,28 +44,56 @@ def disk_errors(path: Path):
         ) from error
 
 
-def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> None:
-    """Makes the directory and stores the config, or checks that it holds the same one.
+def has_results(workdir: Path) -> bool:
+    """Whether a run has logged, saved or evaluated something here."""
+    metrics, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    return (
+        (metrics.exists() and metrics.stat().st_size > 0)
+        or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        or (workdir / "results.json").exists()
+    )
 
-    A directory with nothing but a config is of a run that did not begin, such as one with a mistyped option.
+
+def begun(workdir: Path) -> bool:
+    """Whether the directory belongs to a run: one that has just started, or one that something came of."""
+    claimed = any((workdir / name).exists() for name in CLAIMS)
+    return (workdir / "config.json").exists() and (claimed or has_results(workdir))
+
+
+@contextmanager
+def open_workdir(workdir: Path, config: ConfigDict, override: bool) -> Iterator[None]:
+    """Claims the directory for a run: stores the config and the list of its starts, as yet empty.
+
+    A run that fails inside before anything came of it, such as one with a mistyped option, gives the
+    directory back; one that is killed keeps it, and goes on when it is started again.
 
     Raises:
-      UserError: when it holds a different config and `override` is not set, or cannot be written.
+      UserError: when it belongs to a run with another config and `override` is not set, or cannot be written.
     """
-    path = workdir / "config.json"
+    first = jax.process_index() == 0
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        # not .tmp: another process may be writing it
-        begun = path.exists() and any(not p.name.startswith(path.name) for p in workdir.iterdir())
-        changes = differences(read_config(workdir), config) if begun else []
+        was_begun = begun(workdir)
+        changes = differences(read_config(workdir), config) if was_begun else []
         if changes and not override:
             raise UserError(
                 f"{workdir} belongs to a run with another config:\n  "
                 + "\n  ".join(changes)
                 + "\nuse another --workdir, the old settings, or --override to go on with the new ones"
             )
-        if jax.process_index() == 0:
-            write_whole(path, to_json(config))
+        if (
+            first
+        ):  # the config before the claim: other processes of this job compare with it once that is there
+            write_whole(workdir / "config.json", to_json(config))
+            if not was_begun:
+                write_whole(workdir / ATTEMPTS, "[]\n")
+    try:
+        yield
+    except BaseException:
+        if first and not was_begun and not has_results(workdir):
+            for name in CLAIMS:
+                (workdir / name).unlink(missing_ok=True)
+        raise
 
 
 def has_captions(data: ConfigDict) -> bool:

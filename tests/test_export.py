@@ -32,7 +32,6 @@ def trained(workdir: Path, name: str, **changes) -> None:
     model = dict(name=name) | changes.pop("model", {})
     config = resolve(apply_changes(default_config(), dict(model=model) | changes))
     experiment = Experiment(config, make_mesh(ConfigDict(dict(data=-1, fsdp=1, model=1))))
-    open_workdir(workdir, config, override=False)
     shapes = experiment.abstract_state
     random = np.random.default_rng(0)
 
@@ -41,7 +40,10 @@ def trained(workdir: Path, name: str, **changes) -> None:
             return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
         return jax.device_put(jnp.asarray(random.uniform(0.05, 0.3, leaf.shape), leaf.dtype), leaf.sharding)
 
-    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+    with (
+        open_workdir(workdir, config, override=False),
+        Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints,
+    ):
         checkpoints.save(0, jax.tree.map(value, shapes), {"next_index": 0})
 
 

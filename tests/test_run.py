@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lookupjax.config import apply_changes
 from lookupjax.errors import UserError
 from lookupjax.training.metrics import read_metrics
-from lookupjax.workdir import open_workdir, read_config
+from lookupjax.workdir import begun, open_workdir, read_config
 
 TINY = [
     "--config=configs/quickstart.py",
@@ -86,6 +87,11 @@ def losses(workdir: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["train/loss"]) for row in read_metrics(workdir) if "train/loss" in row]
 
 
+def starts(workdir: Path) -> list[dict]:
+    path = workdir / "attempts.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def assert_same_run(a: Path, b: Path) -> None:
     assert losses(a) == losses(b)
     ours, theirs = parameters(a), parameters(b)
@@ -95,8 +101,8 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_kill_at_arbitrary_moments_and_resume_is_bit_identical(call, environment, root, trained, tmp_path):
-    """SIGKILL after some step appeared in the metrics, asynchronous saves under way or not, three times."""
-    for target in (3, 12, 26):
+    """SIGKILL while compiling, and after some step appeared in the metrics, whatever is being saved."""
+    for target in (0, 12, 26):
         process = subprocess.Popen(
             command("train", *TINY, f"--workdir={tmp_path}"),
             cwd=root,
@@ -104,13 +110,24 @@ def test_kill_at_arbitrary_moments_and_resume_is_bit_identical(call, environment
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        while process.poll() is None and (not losses(tmp_path) or losses(tmp_path)[-1][0] < target):
+        while process.poll() is None and not (
+            starts(tmp_path) and (losses(tmp_path) or [(0,)])[-1][0] >= target
+        ):
             time.sleep(0.005)
+        if target == 0:
+            other = apply_changes(read_config(tmp_path), {"seed": 7})
+            with (
+                pytest.raises(UserError, match="seed: 0 -> 7"),
+                open_workdir(tmp_path, other, override=False),
+            ):
+                pass
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if target == 0:
+            assert not losses(tmp_path) and not list((tmp_path / "checkpoints").iterdir())
     done = train(call, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "resuming at step" in done.stderr
+    assert "resuming at step" in done.stderr and "in 4 starts" in done.stderr
     assert_same_run(trained, tmp_path)
 
 
@@ -244,6 +261,7 @@ def test_bad_configs_are_one_sentence(call, tmp_path, arguments, complaint):
     done = train(call, tmp_path / "w", *arguments)
     assert done.returncode == 2, done.stderr
     assert complaint in done.stderr and "Traceback" not in done.stderr
+    assert not begun(tmp_path / "w")
 
 
 def test_an_unwritable_work_directory(call, tmp_path):
@@ -254,12 +272,37 @@ def test_an_unwritable_work_directory(call, tmp_path):
     assert done.returncode == 2 and "is not a work directory" in done.stderr
 
 
-def test_a_run_that_did_not_begin_claims_no_directory(tmp_path):
-    mistyped, right = ConfigDict({"dim": 63}), ConfigDict({"dim": 64})
-    open_workdir(tmp_path, mistyped, override=False)
-    (tmp_path / "config.json.tmp").touch()  # the first process's, which is about to replace it
-    open_workdir(tmp_path, right, override=False)
+def test_a_run_claims_its_directory_until_it_fails_before_a_step(tmp_path):
+    """Pretends to start and to end runs; `mistyped` fails before its first step."""
+    mistyped, right, other = (ConfigDict({"dim": dim}) for dim in (63, 64, 65))
+
+    def start(config: ConfigDict, *, error: str = "") -> None:
+        with open_workdir(tmp_path, config, override=False):
+            for refused in {mistyped.dim, right.dim, other.dim} - {config.dim}:
+                complaint = pytest.raises(UserError, match=f"dim: {config.dim} -> {refused}")
+                with complaint, open_workdir(tmp_path, ConfigDict({"dim": refused}), override=False):
+                    pass
+            (tmp_path / "checkpoints").mkdir(exist_ok=True)
+            (tmp_path / "metrics.jsonl").touch()
+            (tmp_path / "tokenizer.model").touch()
+            if error:
+                raise UserError(error)
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="no dim 63"):
+            start(mistyped, error="no dim 63")
+    assert not (tmp_path / "tokenizer.model").exists()  # of the mistyped config, perhaps
+    start(right)
     assert read_config(tmp_path) == right
-    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="dim: 64 -> 63"):
-        open_workdir(tmp_path, mistyped, override=False)
+        start(mistyped)
+    with pytest.raises(UserError, match="disk"):
+        start(right, error="disk")
+    with pytest.raises(UserError, match="dim: 64 -> 63"):
+        start(mistyped)
+
+    for name in ("attempts.json", "tokenizer.model"):
+        (tmp_path / name).unlink()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")  # of a version that claimed nothing
+    with pytest.raises(UserError, match="dim: 64 -> 65"):
+        start(other)

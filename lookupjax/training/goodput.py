@@ -1,7 +1,8 @@
 """Where a run's time went, over all its starts, and which share of it trained the final model.
 
-`attempts.json` in the work directory holds one record per start, renewed at every checkpoint: a killed
-process leaves what it had saved, and the steps after that count as lost, as they will be repeated.
+`attempts.json` in the work directory holds one record per start, written before the first step and renewed at
+every checkpoint: a killed process leaves what it had saved, and the steps after that count as lost, as they
+will be repeated.
 """
 
 import json
@@ -14,6 +15,7 @@ import jax
 
 from lookupjax.files import write_whole
 
+ATTEMPTS = "attempts.json"
 PARTS = ("start-up", "compilation", "data", "step", "checkpoint", "evaluation")  # the rest is "other"
 
 
@@ -41,9 +43,10 @@ class Attempts:
     """The records of one work directory, of which this start's is the last."""
 
     def __init__(self, workdir: Path, step: int, watch: Stopwatch):
-        self.path, self.watch = workdir / "attempts.json", watch
+        self.path, self.watch = workdir / ATTEMPTS, watch
         self.earlier = json.loads(self.path.read_text()) if self.path.exists() else []
         self.record = {"began": time.time() - sum(watch.seconds.values()), "from": step, "to": step}
+        self.write()
 
     @property
     def records(self) -> list[dict]:
@@ -53,6 +56,9 @@ class Attempts:
     def saved(self, step: int) -> None:
         """Notes that everything up to `step` is on disk."""
         self.record["to"] = step
+        self.write()
+
+    def write(self) -> None:
         if jax.process_index() == 0:
             write_whole(self.path, json.dumps(self.records, indent=1) + "\n")
 
