@@ -16,6 +16,7 @@ from lookupjax.analysis.attention_maps import AttentionMap, Tokens
 from lookupjax.analysis.page import STYLE
 from lookupjax.analysis.pictures import data_uri, png
 from lookupjax.errors import UserError
+from lookupjax.files import write_whole
 
 FINEST = (32, 28, 20, 14, 10, 7)  # cells on a side of a shown grid, tried in this order
 LARGEST = 24_000_000  # bytes of weights in a page
@@ -116,4 +117,4 @@ def write_page(
     }
     text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     template = (Path(__file__).parent / "attention_page.html").read_text()
-    path.write_text(template.replace("/*STYLE*/", STYLE).replace("/*DATA*/null", text))
+    write_whole(path, template.replace("/*STYLE*/", STYLE).replace("/*DATA*/null", text))

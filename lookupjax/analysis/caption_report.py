@@ -11,6 +11,7 @@ from flax import nnx
 
 from lookupjax.analysis.counts import count_params, count_products
 from lookupjax.analysis.throughput import Speed, device_name, images_per_second
+from lookupjax.files import write_whole
 from lookupjax.layers.decoding import Decoding
 
 SHOWN = ("exact", "cider", "bleu4", "rouge_l", "meteor", "spice")
@@ -88,7 +89,7 @@ def write_caption_report(runs: list[CaptionRun], images: jax.Array, to: Path) ->
             shutil.copy(picture, to / name)
             text += [f"![captions written by the decoder on {run.name}]({name})", ""]
     path = to / "report.md"
-    path.write_text("\n".join(text))
+    write_whole(path, "\n".join(text))
     return path
 
 

@@ -15,6 +15,7 @@ from lookupjax.analysis import plots
 from lookupjax.analysis.attention import footprints
 from lookupjax.analysis.counts import count_params, count_products, trace_model
 from lookupjax.analysis.throughput import Speed, device_name, images_per_second
+from lookupjax.files import write_whole
 from lookupjax.grids import parse_grid
 
 SHOWN = 4  # images in an attention picture
@@ -85,7 +86,7 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
     for number, run in enumerate(runs, start=1):
         text += _attention_pictures(run, "attention" if number == 1 else f"attention{number}", examples, to)
     path = to / "report.md"
-    path.write_text("\n".join(text))
+    write_whole(path, "\n".join(text))
     return path
 
 

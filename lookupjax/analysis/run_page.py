@@ -20,6 +20,7 @@ from lookupjax.analysis.plots import (
     draw_losses,
 )
 from lookupjax.analysis.run_view import RunView, chart, labelled
+from lookupjax.files import write_whole
 
 MAIN = ("accuracy", "psnr", "map", "nll")  # what curves show: the first of these that a run has
 NAMED = 5  # runs in the heading
@@ -48,7 +49,7 @@ def write_run_page(runs: Sequence[RunView], path: Path) -> None:
         f'<section id="{names[title]}"><h2>{title}</h2>\n{text}</section>\n'
         for title, text in sections.items()
     )
-    path.write_text(page(heading, f"{top}<nav>{links}</nav>\n{body}", STYLE))
+    write_whole(path, page(heading, f"{top}<nav>{links}</nav>\n{body}", STYLE))
 
 
 def number(value: Any) -> str:

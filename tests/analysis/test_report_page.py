@@ -232,6 +232,18 @@ def test_a_directory_that_may_only_be_read_is_evaluated(trained, tmp_path, monke
     assert not (theirs / "evaluation").exists()
 
 
+def test_an_interrupted_page_leaves_the_old_one(trained, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "page.html"
+    out.write_text("the old one")
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_page([trained / "baselines/vit"], out)
+    assert out.read_text() == "the old one"
+
+
 def judged(classes: int, examples: int = 50_000) -> Judged:
     random = np.random.default_rng(0)
     label = random.integers(0, classes, examples)
