@@ -111,6 +111,21 @@ def counted(experiment: Experiment, calls: list[str], shape: tuple[int, ...]) ->
     return macs
 
 
+def pictures(directory: Path) -> tuple[dict[str, bytes], list[str]]:
+    """({name: PNG}, sentences on what is left out) of what evaluators drew in an evaluation/ directory."""
+    paths = [path for path in sorted(directory.glob("*/*.png")) if not path.name.startswith("reliability_")]
+    small = [path for path in paths if path.stat().st_size <= LARGEST]
+    limit = f"a picture in this page may have {LARGEST / 1e6:g} MB"
+    notes = [
+        f"{path} is left out: it has {path.stat().st_size / 1e6:.1f} MB, {limit}"
+        for path in paths
+        if path not in small
+    ]
+    if len(small) > DRAWN:
+        notes.append(f"pictures from {small[DRAWN]} on are left out: this page shows {DRAWN} of a run")
+    return {str(path.relative_to(directory)): path.read_bytes() for path in small[:DRAWN]}, notes
+
+
 def view(workdir: Path, name: str) -> RunView:
     """What the work directory tells of a run, finished or not.
 
@@ -134,14 +149,8 @@ def view(workdir: Path, name: str) -> RunView:
             macs = counted(experiment, calls, shape)
         except UserError as error:
             notes.append(f"its multiply-accumulates are not counted: {error}")
-    drawn = {}
-    for path in sorted((workdir / "evaluation").glob("*/*.png")):
-        if path.name.startswith("reliability_"):
-            continue  # the page draws its own
-        if len(drawn) == DRAWN or path.stat().st_size > LARGEST:
-            notes.append(f"{path.relative_to(workdir)} and what follows is left out of this page: too much")
-            break
-        drawn[str(path.relative_to(workdir / "evaluation"))] = path.read_bytes()
+    drawn, left_out = pictures(workdir / "evaluation")
+    notes += left_out
     records = read_json(workdir / ATTEMPTS, [])
     logged = [row for row in history if "goodput/total" in row]
     seconds = goodput(records) if records else {}

@@ -244,6 +244,18 @@ def test_an_interrupted_page_leaves_the_old_one(trained, tmp_path, monkeypatch):
     assert out.read_text() == "the old one"
 
 
+def test_pictures_that_are_too_large_or_too_many_are_left_out_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST", 2000)
+    monkeypatch.setattr(report, "DRAWN", 3)
+    (tmp_path / "e").mkdir()
+    for name, size in (("a", 10), ("b", 2001), ("c", 2000), ("d", 9), ("f", 8), ("reliability_", 1)):
+        (tmp_path / f"e/{name}.png").write_bytes(b"x" * size)
+    drawn, notes = report.pictures(tmp_path)
+    assert {name: len(data) for name, data in drawn.items()} == {"e/a.png": 10, "e/c.png": 2000, "e/d.png": 9}
+    assert len(notes) == 2 and f"{tmp_path}/e/b.png is left out" in notes[0]
+    assert notes[1] == f"pictures from {tmp_path}/e/f.png on are left out: this page shows 3 of a run"
+
+
 def judged(classes: int, examples: int = 50_000) -> Judged:
     random = np.random.default_rng(0)
     label = random.integers(0, classes, examples)
