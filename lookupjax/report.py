@@ -179,7 +179,7 @@ def view(workdir: Path, name: str) -> RunView:
 
 
 def with_baselines(workdirs: list[Path]) -> dict[Path, str]:
-    """{work directory: name} of the runs and their baselines, in order.
+    """{work directory: name} of the runs and their baselines, in order; no two have the same name.
 
     Raises:
       UserError: when a directory is none of a run, or given twice.
@@ -194,7 +194,10 @@ def with_baselines(workdirs: list[Path]) -> dict[Path, str]:
         own = config.model.name if alone else str(workdir.resolve().relative_to(common))
         names[workdir] = own
         for path in sorted(workdir.glob("baselines/*/config.json")):
-            names[path.parent] = path.parent.name if alone else f"{own}, {path.parent.name}"
+            label = path.parent.name if alone else f"{own}, {path.parent.name}"
+            while label in names.values():
+                label = f"baseline {label}"
+            names[path.parent] = label
     return names
 
 

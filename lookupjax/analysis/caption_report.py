@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from lookupjax.analysis.counts import count_params, count_products
-from lookupjax.analysis.throughput import Speed, device_name, images_per_second
+from lookupjax.analysis.throughput import Speed, device_name, distinct, images_per_second
 from lookupjax.files import write_whole
 from lookupjax.layers.decoding import Decoding
 
@@ -39,6 +39,7 @@ def write_caption_report(runs: list[CaptionRun], images: jax.Array, to: Path) ->
       images: (b, h, w, c) as the models take them: the batch whose captions are timed.
     """
     to.mkdir(parents=True, exist_ok=True)
+    runs = distinct(runs)
     speeds = _speeds(runs, images)
     scores = [name for name in SHOWN if any(name in run.figures for run in runs)]
     costs = [_cost(run, images) for run in runs]
@@ -85,7 +86,7 @@ def write_caption_report(runs: list[CaptionRun], images: jax.Array, to: Path) ->
     ]
     for run in runs:
         for picture in run.pictures:
-            name = f"{run.name}_{picture.name}"
+            name = f"{run.name}_{picture.name}".replace(" ", "_")
             shutil.copy(picture, to / name)
             text += [f"![captions written by the decoder on {run.name}]({name})", ""]
     path = to / "report.md"

@@ -1,8 +1,7 @@
 """The comparison of trained runs: a Markdown table and pictures, in one directory."""
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from flax import nnx
 from lookupjax.analysis import plots
 from lookupjax.analysis.attention import footprints
 from lookupjax.analysis.counts import count_params, count_products, trace_model
-from lookupjax.analysis.throughput import Speed, device_name, images_per_second
+from lookupjax.analysis.throughput import Speed, device_name, distinct, images_per_second
 from lookupjax.files import write_whole
 from lookupjax.grids import parse_grid
 
@@ -53,7 +52,7 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
       images, labels: (n, h, w, c), or clips (n, t, h, w, c), and (n,) test examples as the models take them.
     """
     to.mkdir(parents=True, exist_ok=True)
-    runs = _distinct(runs)
+    runs = distinct(runs)
     size, channels = images.shape[1:-1], images.shape[-1]
     macs = {
         run.contender(grid): count_products(trace_model(run.model, size, channels, **run.call(grid)))
@@ -88,17 +87,6 @@ def write_report(runs: list[Run], images: np.ndarray, labels: np.ndarray, to: Pa
     path = to / "report.md"
     write_whole(path, "\n".join(text))
     return path
-
-
-def _distinct(runs: list[Run]) -> list[Run]:
-    """The runs with names of their own: the second "vit" becomes "vit 2"."""
-    seen: Counter[str] = Counter()
-    distinct = []
-    for run in runs:
-        seen[run.name] += 1
-        number = seen[run.name]
-        distinct.append(run if number == 1 else replace(run, name=f"{run.name} {number}"))
-    return distinct
 
 
 def _table(runs: list[Run], macs: dict[str, int], speeds: dict[str, Speed], reference: str) -> list[str]:

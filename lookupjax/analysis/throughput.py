@@ -2,13 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+
+R = TypeVar("R", bound=Any)
 
 
 class Speed(NamedTuple):
@@ -55,6 +59,17 @@ def images_per_second(
             speeds[name].append(calls * images_per_call / seconds)
     quartiles = {name: np.percentile(values, (50, 25, 75)) for name, values in speeds.items()}
     return {name: Speed(*map(float, values)) for name, values in quartiles.items()}
+
+
+def distinct(runs: Sequence[R]) -> list[R]:
+    """Dataclasses with a `name`, each with one of its own: the second "vit" becomes "vit 2"."""
+    seen: Counter[str] = Counter()
+    found = []
+    for run in runs:
+        seen[run.name] += 1
+        number = seen[run.name]
+        found.append(run if number == 1 else replace(run, name=f"{run.name} {number}"))
+    return found
 
 
 def device_name() -> str:

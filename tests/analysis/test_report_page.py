@@ -10,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from lookupjax import evaluate, report
+from lookupjax.analysis.caption_report import CaptionRun
 from lookupjax.analysis.judged_sections import MATRIX, confusion, confusion_table
 from lookupjax.analysis.run_view import Judged
+from lookupjax.analysis.throughput import distinct
+from lookupjax.config import apply_changes, to_json
 from lookupjax.errors import UserError
 from lookupjax.evaluation import create_evaluators, run_evaluators
 from lookupjax.evaluation.metrics import reliability
 from lookupjax.evaluation.predictions import read_predictions
+from lookupjax.layers.decoding import Decoding
 from lookupjax.training.experiment import evaluation_params
-from lookupjax.workdir import load_trained
+from lookupjax.workdir import load_trained, read_config
 
 EXAMPLES = 90
 LATER = ("evaluation", "baselines", "attempts.json", "report")  # what an old work directory lacks
@@ -230,6 +235,26 @@ def test_a_directory_that_may_only_be_read_is_evaluated(trained, tmp_path, monke
     evaluate.main([f"--workdir={theirs}", "--compressed=2x2"])
     assert "accuracy" in capsys.readouterr().out and "theirs cannot be written to" in caplog.text
     assert not (theirs / "evaluation").exists()
+
+
+def test_a_baseline_named_as_the_model_has_a_name_of_its_own(trained, tmp_path):
+    workdir = tmp_path / "run"
+    for name, place in (("", workdir), *((x, workdir / "baselines" / x) for x in ("lookupvit_mu", "vit"))):
+        place.mkdir(parents=True)
+        changes = {"seed": len(name)}
+        (place / "config.json").write_text(to_json(apply_changes(read_config(trained), changes)))
+        row = {"step": 6, "train/loss": 1.5, "eval/3x3/accuracy": 0.25}
+        (place / "metrics.jsonl").write_text(json.dumps(row))
+    text = report.write_page([workdir]).read_text()
+    names = ["lookupvit_mu", "baseline lookupvit_mu", "vit"]
+    assert [row[0] for row in rows(section(text, "figures"))] == names
+    curves = section(text, "learning-curves")
+    assert all(f">{name}</text>" in curves and f">{name} 3x3</text>" in curves for name in names)
+    assert rows(section(text, "settings")) == [["seed", "0", "12", "3"]]
+    options = Decoding(length=4)
+    model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    captioners = distinct([CaptionRun(name, model, {}, options) for name in ("vit", "vit", "lookupvit")])
+    assert [run.name for run in captioners] == ["vit", "vit 2", "lookupvit"]
 
 
 def test_an_interrupted_page_leaves_the_old_one(trained, tmp_path, monkeypatch):
