@@ -36,6 +36,7 @@ LOOK = {
     "axes.spines.right": False,
     "lines.linewidth": 2.2,
     "legend.frameon": False,
+    "text.parse_math": False,  # names of runs and classes, and captions, may hold dollar signs
 }
 GAP = 0.08  # between attention maps, in map widths
 
@@ -59,6 +60,11 @@ def accuracy_point(label: str, macs: int | float, figures: Mapping[str, float]) 
 
 def _style(index: int) -> dict:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def in_legend(name: str) -> str:
+    """`name` as a label that Matplotlib lists: after a space of no width if it starts with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -94,7 +100,7 @@ def draw_losses(axes: Axes, histories: dict[str, list[dict]]) -> None:
     for index, (name, rows) in enumerate(histories.items()):
         points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot(*np.transpose(points or [(np.nan, np.nan)]), color=colour, label=name)
+        axes.plot(*np.transpose(points or [(np.nan, np.nan)]), color=colour, label=in_legend(name))
     axes.set(xlabel="training step", ylabel="training loss", title="Training loss")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -111,7 +117,8 @@ def draw_evaluations(axes: Axes, histories: dict[str, list[dict]], figure: str =
         for style, grid in zip(STYLES * len(curves), reversed(curves)):
             steps, values = np.transpose(curves[grid])
             late.extend(values[steps >= steps[-1] / 4])
-            axes.plot(steps, values, ls=style, ms=6, label=f"{name} {grid}".strip(), **_style(index))
+            label = in_legend(f"{name} {grid}".strip())
+            axes.plot(steps, values, ls=style, ms=6, label=label, **_style(index))
     axes.set(xlabel="training step", ylabel=f"test {figure}", title=f"Test {figure}")
     axes.set_xlim(left=0)
     if figure == "accuracy":
@@ -141,7 +148,7 @@ def draw_accuracy_against_macs(axes: Axes, series: dict[str, list[Point]]) -> No
         x = [point.macs / unit for point in points]
         y = [point.accuracy for point in points]
         errors = [point.error for point in points]
-        axes.errorbar(x, y, errors, ms=10, capsize=5, elinewidth=1.2, label=name, **_style(index))
+        axes.errorbar(x, y, errors, ms=10, capsize=5, elinewidth=1.2, label=in_legend(name), **_style(index))
         for point, cost in zip(points, x):
             axes.annotate(
                 point.label,
@@ -237,7 +244,9 @@ def tradeoff(
             label = name if points else f"{name} (missing)"
             x, y, errors = ([getattr(p, key) for p in points] for key in ("macs", "accuracy", "error"))
             x = [macs / unit for macs in x]
-            axes.errorbar(x, y, errors, ms=9, capsize=4, elinewidth=1.2, label=label, **_style(index))
+            axes.errorbar(
+                x, y, errors, ms=9, capsize=4, elinewidth=1.2, label=in_legend(label), **_style(index)
+            )
         for place in {(p.label, p.macs) for p in trained}:
             top = max((p for p in trained if (p.label, p.macs) == place), key=lambda p: p.accuracy + p.error)
             spot = (top.macs / unit, top.accuracy + top.error)
