@@ -22,6 +22,7 @@ from lookupjax.analysis.run_page import write_run_page
 from lookupjax.analysis.run_view import Judged, RunView
 from lookupjax.config import flat
 from lookupjax.data.loader import EvalBatches
+from lookupjax.data.transforms import output_size
 from lookupjax.errors import UserError
 from lookupjax.evaluation import OWN
 from lookupjax.evaluation.captions import decoding_options
@@ -92,10 +93,10 @@ def configured_shape(data: ConfigDict) -> tuple[int, ...]:
     Raises:
       UserError: when they do not, or make clips.
     """
-    sizes = [t["size"] for t in data.eval_transforms if "size" in t]
-    if not sizes or any("frames" in t for t in data.eval_transforms):
+    size = output_size(data.eval_transforms)
+    if not size or any("frames" in t for t in data.eval_transforms):
         raise UserError("the size of its inputs is not in its config; evaluate it again to store it")
-    return (*((sizes[-1],) * 2 if isinstance(sizes[-1], int) else sizes[-1]), data.channels)
+    return (*size, data.channels)
 
 
 def counted(experiment: Experiment, calls: list[str], shape: tuple[int, ...]) -> dict[str, int]:

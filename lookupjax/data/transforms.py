@@ -451,6 +451,12 @@ def build_transforms(specs: Iterable[dict]) -> list[Callable]:
     return transforms
 
 
+def output_size(specs: Iterable[dict]) -> tuple[int, ...]:
+    """(height, width) of every image after a config's transforms; () where that depends on the image."""
+    sizes = [spec["size"] for spec in specs if "size" in spec]
+    return tuple(sizes[-1]) if sizes and not isinstance(sizes[-1], int) else ()
+
+
 def split_normalize(transforms: list[Callable]) -> tuple[list[Callable], Normalize | None]:
     """(the others, the Normalize that stands last or None).
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from lookupjax.data.loader import train_iterator
-from lookupjax.data.transforms import build_transforms
+from lookupjax.data.transforms import build_transforms, output_size
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, call_name
 from lookupjax.training import sharding
@@ -89,9 +89,9 @@ def batch_shapes(experiment: Experiment, size: tuple[int, ...] = ()) -> Batch:
             for key, value in example.items()
         }
     except UserError as error:
-        sizes = [spec["size"] for spec in config.data.train_transforms if "size" in spec]
         frames = [spec["frames"] for spec in config.data.train_transforms if "frames" in spec][:1]
-        size = size or (tuple(frames + [*sizes[-1]]) if sizes and not isinstance(sizes[-1], int) else ())
+        last = output_size(config.data.train_transforms)
+        size = size or ((*frames, *last) if last else ())
         if not size:
             raise UserError(f"the inputs' size is unknown: {error}") from None
     image = jax.ShapeDtypeStruct((config.batch_size, *size, config.data.channels), jnp.float32)

@@ -258,6 +258,19 @@ def test_names_of_runs_are_literal_and_a_baseline_named_as_the_model_has_its_own
     assert [run.name for run in captioners] == ["vit", "vit 2", "lookupvit"]
 
 
+def test_the_shape_of_an_older_run_is_that_of_its_transforms_or_unknown(trained):
+    """A shorter side says nothing on the other one; height comes before width."""
+    data = read_config(trained).data
+    short, crop = dict(name="resize_short_side", size=40), dict(name="centre_crop", size=(24, 32))
+    for transforms, shape in (((short, crop), (24, 32, 1)), ((crop, short), None), ((), None)):
+        data.eval_transforms = transforms
+        if shape:
+            assert report.configured_shape(data) == shape
+        else:
+            with pytest.raises(UserError, match="the size of its inputs is not in its config"):
+                report.configured_shape(data)
+
+
 def test_an_interrupted_page_leaves_the_old_one(trained, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
