@@ -4,12 +4,9 @@ import configparser
 import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, "scripts")
 from doc_commands import NOTEBOOKS, PAGES, commands, shell_commands
 from doc_rules import RULES, rule_for, small
 

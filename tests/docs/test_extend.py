@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
-
-sys.path.insert(0, "scripts")
 from doc_commands import commands
+from flax import nnx
 
 import lookupjax.attention
 import lookupjax.models

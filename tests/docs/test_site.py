@@ -5,8 +5,6 @@ import sys
 
 import pytest
 import yaml
-
-sys.path.insert(0, "scripts")
 from doc_commands import PAGES, broken_links
 
 

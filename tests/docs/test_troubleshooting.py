@@ -5,16 +5,13 @@ import importlib
 import itertools
 import re
 import shlex
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, "scripts")
 from doc_commands import blocks
+from PIL import Image
 
 from lookupjax.errors import UserError
 
