@@ -11,12 +11,15 @@ import logging
 import os
 from pathlib import Path
 
+import jax
+
 from lookupjax import cli
 from lookupjax.config import set_override
 from lookupjax.errors import UserError
-from lookupjax.evaluation import create_evaluators, describe, run_evaluators
+from lookupjax.evaluation import Evaluator, Results, create_evaluators, describe, run_evaluators
 from lookupjax.evaluation.context import Call
 from lookupjax.grids import parse_grid
+from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment, check_compressed, evaluation_params
 from lookupjax.workdir import load_trained
 
@@ -54,6 +57,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--checkpoint", default="newest", help='"newest", "best" (of checkpoint.best) or a step'
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    distributed.add_flags(parser)
     args, changes = parser.parse_known_args(argv)
     for text in changes:
         if not text.startswith(tuple(f"--config.{key}" for key in CHANGEABLE)):
@@ -68,27 +72,38 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str]) -> int:
     args, changes = parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    distributed.start(args)
+    with distributed.leave_together():
+        heading, results = evaluate(args, changes)
+    if jax.process_index() > 0:
+        return 0
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return 0
+    print("\n  ".join([heading, *describe(results)]))
+    return 0
+
+
+def evaluate(args: argparse.Namespace, changes: list[str]) -> tuple[str, Results]:
+    """(what was evaluated, the figures), the same on every process."""
     experiment, part = load_trained(args.workdir, args.checkpoint)
-    data = experiment.config.data
+    config, step = experiment.config, int(part["step"])
     for change in changes:
-        set_override(experiment.config, change)
-    data.eval_split = args.split or data.eval_split
-    calls = asked_calls(experiment, args.compressed)
+        set_override(config, change)
+    config.data.eval_split = args.split or config.data.eval_split
     writable = os.access(args.workdir, os.W_OK)
     if not writable:
         log.warning("%s cannot be written to: predictions and pictures are not kept", args.workdir)
     place = args.workdir / "evaluation"  # of the newest checkpoint: the report reads it
-    place = place if args.checkpoint == "newest" else place / f"step_{int(part['step'])}"
-    context = experiment.context(calls, place if writable else None)
-    evaluators = create_evaluators(experiment.config.evaluators.to_dict(), context, args.evaluator)
+    place = place if args.checkpoint == "newest" else place / f"step_{step}"
+
+    def create() -> dict[str, Evaluator]:
+        context = experiment.context(asked_calls(experiment, args.compressed), place if writable else None)
+        return create_evaluators(config.evaluators.to_dict(), context, args.evaluator)
+
+    evaluators = distributed.first_process_first(create)  # which may prepare datasets
     results = run_evaluators(evaluators, evaluation_params(part), part["stats"])
-    if args.json:
-        print(json.dumps(results, indent=2))
-        return 0
-    print(f"{experiment.config.model.name}, step {int(part['step'])}, {data.name}/{data.eval_split}")
-    for line in describe(results):
-        print(f"  {line}")
-    return 0
+    return f"{config.model.name}, step {step}, {config.data.name}/{config.data.eval_split}", results
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def load_trained(workdir: Path, which: str = "newest") -> tuple[Experiment, dict]:
-    """(experiment, its "model" checkpoint item: "newest", "best" or of a step), on all local devices.
+    """(experiment, its "model" checkpoint item: "newest", "best" or of a step), on all devices.
 
     Raises:
       UserError: when there is no such checkpoint that this model can read.

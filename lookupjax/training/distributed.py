@@ -18,6 +18,8 @@ from jax.experimental import multihost_utils
 from lookupjax.errors import UserError
 
 T = TypeVar("T")
+# of what JAX raises where it finds no cluster, and where a program that has used JAX calls an entry point
+ALONE = ("coordinator_address", "before any JAX calls")
 INIT_TIMEOUT = 300  # seconds to wait for all processes at the start
 
 
@@ -58,8 +60,8 @@ def start(args: argparse.Namespace) -> None:
         return
     try:
         jax.distributed.initialize(**timeouts)
-    except ValueError as error:  # what JAX raises where it finds no cluster
-        if "coordinator_address" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        if not any(words in str(error) for words in ALONE):
             raise
 
 
