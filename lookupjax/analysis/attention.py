@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lookupjax.analysis.attention_spread import frames_apart
 from lookupjax.attention import record_taps
 from lookupjax.errors import UserError
 from lookupjax.layers.embed import token_grid
@@ -47,9 +48,7 @@ def footprints(
         raise UserError(f"{name} has {len(layers)} blocks with attention weights, none number {block}")
     weights = layers[block].mean(1)
     if gathered and len(weights) > len(images):  # one sequence per frame
-        frames, own = grid[0], weights.reshape(len(images), grid[0], weights.shape[1], 1, -1)
-        alone = own * jnp.eye(frames, dtype=own.dtype)[None, :, None, :, None]
-        weights = alone.reshape(len(images), -1, math.prod(grid))
+        weights = jnp.asarray(frames_apart(weights[:, None], grid[0], prefix=0))[:, 0]
     if not gathered:
         first, last = (0, 1) if getattr(model, "head_kind", "") == "token" else (prefix, tokens)
         weights = weights[:, first:last, prefix:].mean(1, keepdims=True)

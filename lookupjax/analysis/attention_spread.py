@@ -1,7 +1,7 @@
 """Maps of mixers that saw merged tokens, or parts of a clip, over all tokens again."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 
 def unmerged_queries(
@@ -20,24 +20,22 @@ def unmerged_keys(
 
 
 def frames_apart(
-    weights: Float[np.ndarray, "bt h q k"], frames: int, prefix: int
-) -> Float[np.ndarray, "b h tq tk"]:
-    """Maps within single frames over the whole clip, with zeros between frames.
+    weights: Float[np.ndarray | Array, "bt h q k"], frames: int, prefix: int
+) -> Float[np.ndarray | Array, "b h tq tk"]:
+    """Maps within single frames over the whole clip, with zeros between frames; it can be traced.
 
     Args:
       prefix: tokens that stand before those of each frame; of the clip, those of all frames stand first.
     """
     _, heads, q, k = weights.shape
-    apart = weights.reshape(-1, frames, heads, q, k)
-    whole = np.zeros((len(apart), heads, frames, q, frames, k), weights.dtype)
-    for frame in range(frames):
-        whole[:, :, frame, :, frame] = apart[:, frame]
+    apart = weights.reshape(-1, frames, heads, q, k).swapaxes(1, 2)
+    whole = apart[..., None, :] * np.eye(frames, dtype=weights.dtype)[None, None, :, None, :, None]
 
     def order(count: int) -> np.ndarray:
         index = np.arange(frames * count).reshape(frames, count)
         return np.concatenate([index[:, :prefix].ravel(), index[:, prefix:].ravel()])
 
-    return whole.reshape(len(apart), heads, frames * q, frames * k)[:, :, order(q)][..., order(k)]
+    return whole.reshape(-1, heads, frames * q, frames * k)[:, :, order(q)][..., order(k)]
 
 
 def places_apart(weights: Float[np.ndarray, "bs h t t"], places: int) -> Float[np.ndarray, "b h ts ts"]:
