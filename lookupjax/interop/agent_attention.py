@@ -12,6 +12,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.agent_deit import AgentDeiT
 from lookupjax.models.agent_pvt import AgentPVT
 from lookupjax.models.agent_swin import AgentSwin
@@ -117,7 +118,7 @@ def build(fixture: Fixture) -> AgentDeiT | AgentPVT | AgentSwin:
     for name in fixture.params:
         if name.endswith(("relative_position_index", "attn_mask")):
             fixture.params[name]  # constants of the window and its shift, computed here
-    model = nnx.eval_shape(lambda: cls(**kwargs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: cls(**kwargs, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 

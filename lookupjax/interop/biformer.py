@@ -13,6 +13,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, channels_last, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.biformer import BiFormer
 
 OWN = {  # reference argument -> ours, where only the name differs
@@ -145,7 +146,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     if "dim" in args:
         return routed(fixture)
     kwargs = options(args, kind, params)
-    abstract = nnx.eval_shape(lambda: BiFormer(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: BiFormer(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: parameter(params, path, shape))
     return jax.jit(forward, static_argnums=2)(model, images(fixture.inputs["x"]), "nchw" in kind)
 
@@ -174,7 +175,7 @@ def routed(fixture: Fixture) -> dict[str, jax.Array]:
     size = args.get("kv_per_win" if mode.startswith("ada") else "kv_downsample_ratio", 4)
     kwargs |= dict(kv_pool=KV_POOLS[mode], kv_size=size)
     heads = args.get("num_heads", 8)
-    abstract = nnx.eval_shape(lambda: BiLevelRoutingAttention(args["dim"], heads, **kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: BiLevelRoutingAttention(args["dim"], heads, **kwargs, rngs=Keys(0)))
     module = fill(abstract, lambda path, shape: attention_value(fixture.params, "", path, shape))
     x = images(fixture.inputs["x"]) if after else fixture.inputs["x"]
 

@@ -10,6 +10,7 @@ from lookupjax.evaluation.caption_scores import score
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import StateDict, torch_value
 from lookupjax.layers.decoding import Decoding, decode
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.caption_decoder import CaptionDecoder
 from lookupjax.tasks.captioning import mean_over, token_losses
 
@@ -90,7 +91,7 @@ def git(fixture: Fixture) -> dict[str, jax.Array]:
             eps=eps["blocks"],
             gelu="exact",
             head_bias=True,
-            rngs=nnx.Rngs(0),
+            rngs=Keys(0),
         )
     )
     filled = fill(model, lambda path, shape: parameter(fixture.params, path, shape))
@@ -146,7 +147,7 @@ def cappa(fixture: Fixture) -> dict[str, jax.Array]:
             attn_bias="EncDecBlock0/SelfAttn/query/bias" in params,
             bias=config.get("use_bias", True),
             mask_token=words > config["vocab"],
-            rngs=nnx.Rngs(0),
+            rngs=Keys(0),
         )
     )
 

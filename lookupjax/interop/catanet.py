@@ -8,6 +8,7 @@ from flax import nnx
 
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, rename_start, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.catanet import CATANet, TokenAggregation
 
 AGGREGATION = {  # of a TAB -> the reference's
@@ -89,7 +90,7 @@ def build(fixture: Fixture) -> CATANet:
     for name in ("windows", "iterations", "num_tokens", "group_sizes"):
         if name in kwargs and "block_num" in setting:  # the reference's lists may be longer than the network
             kwargs[name] = kwargs[name][: setting["block_num"]]
-    model = nnx.eval_shape(lambda: CATANet(**kwargs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: CATANet(**kwargs, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 
@@ -110,7 +111,7 @@ def training(fixture: Fixture) -> dict[str, jax.Array]:
     """A TAB's outputs over training steps (inputs x, x2, ...) and its centres after them."""
     kwargs = options(fixture.config["args"])
     kwargs["group_size"] = kwargs.pop("group_sizes")
-    abstract = nnx.eval_shape(lambda: TokenAggregation(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: TokenAggregation(**kwargs, rngs=Keys(0)))
     block = fill(abstract, lambda path, shape: value(fixture.params, "", path, AGGREGATION, shape))
     names = sorted(fixture.inputs, key=lambda name: int(name[1:] or 1))
 

@@ -12,6 +12,7 @@ from lookupjax.attention import record_taps
 from lookupjax.evaluation.ranking import average_precision, cosine, ranked_hits
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import BLOCK, StateDict, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.ccan import CCAN
 from lookupjax.tasks.metric import triplet_loss
 
@@ -49,7 +50,7 @@ def build(fixture: Fixture) -> CCAN:
         conditions=config["conds"],
         embedding=config["emb"],
     )
-    abstract = nnx.eval_shape(lambda: CCAN(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: CCAN(**kwargs, rngs=Keys(0)))
     return fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
 
 

@@ -14,6 +14,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import BLOCK, StateDict, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.crossformer import CrossFormer
 
 NAMES = {"cool": "ex_conv", "cool_norm": "ex_ln", "cpe_norm": "norm_cpe"} | BLOCK
@@ -111,7 +112,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     if fixture.config["kind"] == "dpb":
         return position_bias(fixture)
     kwargs = options(args)
-    abstract = nnx.eval_shape(lambda: CrossFormer(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: CrossFormer(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: parameter(params, path, shape))
     return jax.jit(forward)(model, images(fixture.inputs["x"]))
 
@@ -120,7 +121,7 @@ def position_bias(fixture: Fixture) -> dict[str, jax.Array]:
     """The position bias of given offsets. The reference calls a quarter of the model's width `dim`."""
     args = fixture.config["args"]
     width, heads, residual = args["dim"] // 4, args["num_heads"], args["residual"]
-    abstract = nnx.eval_shape(lambda: DynamicPositionBias(width, heads, residual=residual, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: DynamicPositionBias(width, heads, residual=residual, rngs=Keys(0)))
     module = fill(abstract, lambda path, shape: torch_value(fixture.params, bias_path(path), {}))
     return {"out/pos": jax.jit(lambda module, x: module(x))(module, fixture.inputs["biases"])}
 

@@ -17,6 +17,7 @@ from lookupjax.interop.state_dict import (
     torch_value,
 )
 from lookupjax.layers.resize import bicubic
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.crossvit import CrossViT
 from lookupjax.tasks.adversarial import ascend, clip_pixels
 from lookupjax.tasks.classification import Classification
@@ -78,7 +79,7 @@ def options(args: dict) -> dict[str, Any]:
 
 def abstract(fixture: Fixture) -> CrossViT:
     kwargs = options(fixture.config["args"])
-    return nnx.eval_shape(lambda: CrossViT(**kwargs, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: CrossViT(**kwargs, rngs=Keys(0)))
 
 
 def build(fixture: Fixture) -> CrossViT:

@@ -12,6 +12,7 @@ from lookupjax.attention.window import WindowAttention
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import BLOCK, StateDict, channels_first, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.davit import DaViT
 
 NAMES = {"cpe1.conv": "cpe1.proj", "cpe2.conv": "cpe2.proj"} | BLOCK
@@ -90,7 +91,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     if kind.startswith("channel_attention") or kind == "window_attention":
         return mixed(fixture)
     kwargs = options(args, kind)
-    abstract = nnx.eval_shape(lambda: DaViT(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: DaViT(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: parameter(fixture.params, path, shape, abstract.types))
     return jax.jit(official if kind == "official" else timm)(model, images(fixture.inputs["x"]))
 
@@ -131,7 +132,7 @@ def mixed(fixture: Fixture) -> dict[str, jax.Array]:
         common["form"] = "v2" if kind.endswith("v2") else "v1"
         common["scale"] = "positions" if args.get("dynamic_scale", kind.endswith("v2")) else "head"
     mixer = WindowAttention if kind == "window_attention" else ChannelAttention
-    abstract = nnx.eval_shape(lambda: mixer(dim, heads, **common, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: mixer(dim, heads, **common, rngs=Keys(0)))
     names = {"out": "proj"}
     module = fill(abstract, lambda path, shape: torch_value(fixture.params, path, names))
     x = fixture.inputs["x"]

@@ -11,6 +11,7 @@ from lookupjax.attention.rollout import rollout, rollout_row
 from lookupjax.attention.softmax import SoftmaxAttention
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import BLOCK, StateDict, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.dcal import DCAL
 from lookupjax.tasks.classification import Classification
 from lookupjax.tasks.dual_cross_attention import balanced
@@ -48,7 +49,7 @@ def build(fixture: Fixture) -> DCAL:
         eps=config.get("ln_eps", 1e-6),
         ratio=config["R"],
     )
-    abstract = nnx.eval_shape(lambda: DCAL(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: DCAL(**kwargs, rngs=Keys(0)))
     return fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
 
 
@@ -111,7 +112,7 @@ def functional(fixture: Fixture) -> dict[str, jax.Array]:
     if "pwca_x1" in given:
         x1, x2 = given["pwca_x1"], given["pwca_x2"]
         heads = config.get("pwca_heads", config.get("heads"))
-        abstract = nnx.eval_shape(lambda: SoftmaxAttention(x1.shape[-1], heads, rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: SoftmaxAttention(x1.shape[-1], heads, rngs=Keys(0)))
         mixer = fill(abstract, lambda path, shape: torch_value(fixture.params, path, ATTENTION))
         result["out/pwca"] = jax.jit(mixer)(x1, jnp.concatenate([x1, x2], axis=1))
     return result

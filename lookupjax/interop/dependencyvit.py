@@ -10,6 +10,7 @@ from lookupjax.attention.reversed import ReversedAttention, dependency_mask
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import BLOCK, StateDict, channels_first, images, torch_value
 from lookupjax.layers.embed import token_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.dependencyvit import DependencyViT
 
 NAMES = {
@@ -67,7 +68,7 @@ def options(args: dict) -> dict[str, Any]:
 def build(fixture: Fixture) -> DependencyViT:
     """The model a fixture's config describes, with the fixture's parameters."""
     kwargs = options(fixture.config["args"])
-    abstract = nnx.eval_shape(lambda: DependencyViT(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: DependencyViT(**kwargs, rngs=Keys(0)))
     return fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
 
 
@@ -98,7 +99,7 @@ def attention(fixture: Fixture) -> dict[str, jax.Array]:
     args = fixture.config["args"]
     dim, heads = args["dim"], args.get("num_heads", 8)
     kwargs = attention_options(args) | dict(qkv_bias=args.get("qkv_bias", False), eps=1e-5)
-    abstract = nnx.eval_shape(lambda: ReversedAttention(dim, heads, **kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ReversedAttention(dim, heads, **kwargs, rngs=Keys(0)))
     module = fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
 
     def run(module: ReversedAttention, x: jax.Array, m: jax.Array) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from lookupjax.analysis.early_exit import (
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.regnet import block_path
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.dynperceiver import EXITS, DynPerceiver
 from lookupjax.tasks.early_exit import EarlyExit
 
@@ -95,9 +96,7 @@ def build(fixture: Fixture) -> DynPerceiver:
     if "depth_factor" in options:
         options["depth_factor"] = tuple(map(float, options["depth_factor"]))
     host = {key: tuples(value) for key, value in config["cnn"].items()}
-    model = nnx.eval_shape(
-        lambda: DynPerceiver(host="regnet_mu", host_options=host, **options, rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: DynPerceiver(host="regnet_mu", host_options=host, **options, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 

@@ -13,6 +13,7 @@ from lookupjax.attention.pooling import Pooling, create_pooling
 from lookupjax.errors import UserError, nearest
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import BLOCK, StateDict, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.probe import Classifier
 
 HEADS: dict[str, str | None] = {"num_heads": "num_heads", "qkv_bias": "qkv_bias"}
@@ -134,13 +135,13 @@ def build(fixture: Fixture, label: str, name: str, args: dict) -> Pooling:
     if name not in OPTIONS:
         raise UserError(f"there is no pooling {name!r}{nearest(name, OPTIONS)}; there are {list(OPTIONS)}")
     kwargs = options(name, args)
-    pool = nnx.eval_shape(lambda: create_pooling(name, rngs=nnx.Rngs(0), **kwargs))
+    pool = nnx.eval_shape(lambda: create_pooling(name, rngs=Keys(0), **kwargs))
     return fill(pool, lambda path, shape: parameter(fixture.params, label, name, path, shape))
 
 
 def classifier(fixture: Fixture, label: str, width: int) -> Classifier:
     """BatchNorm and linear layer of one entry."""
-    module = nnx.eval_shape(lambda: Classifier(width, fixture.config["classes"], rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Classifier(width, fixture.config["classes"], rngs=Keys(0)))
     names = {"norm": "bn", "head": "fc"}
     return fill(module, lambda path, shape: torch_value(fixture.params, f"{label}/{path}", names))
 

@@ -13,6 +13,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.flowformer import Flowformer
 
 NAMES = {"attn_norm": "norm1", "attn.out": "attn.proj", "mlp_norm": "norm2"}
@@ -46,7 +47,7 @@ def build(fixture: Fixture) -> Flowformer:
         eps=args.get("norm_eps", 1e-6),
         attention_options=dict(qkv_bias=args.get("qkv_bias", True)),
     )
-    model = nnx.eval_shape(lambda: Flowformer(**kwargs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Flowformer(**kwargs, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 

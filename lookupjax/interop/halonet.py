@@ -11,6 +11,7 @@ from lookupjax.attention.halo import HaloAttention
 from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.halonet import BlockSpec, HaloNet, Stage
 
 KINDS = {"bottle": "conv", "self_attn": "halo"}
@@ -185,7 +186,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
         )
         for i, stage in enumerate(kwargs["stages"])
     )
-    abstract = nnx.eval_shape(lambda: HaloNet(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: HaloNet(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
     return jax.jit(forward)(model, x)
 
@@ -225,6 +226,6 @@ def attended(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
         def value(params, path, shape):
             return attention_value(params, "", path, shape)
 
-    abstract = nnx.eval_shape(lambda: HaloAttention(args["dim"], heads, **kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: HaloAttention(args["dim"], heads, **kwargs, rngs=Keys(0)))
     module = fill(abstract, lambda path, shape: value(fixture.params, path, shape))
     return {"out/y": channels_first(jax.jit(lambda module, x: module.over_map(x))(module, x))}

@@ -21,6 +21,7 @@ from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict
 from lookupjax.layers.embed import image_to_video
 from lookupjax.layers.position import resize_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.lookupvit import LookupViT
 from lookupjax.paths import named_leaves
 from lookupjax.tasks.classification import Classification
@@ -66,7 +67,7 @@ def build(fixture: Fixture) -> LookupViT:
     rename = {"heads": "num_heads", "classes": "num_classes"}
     config = {k: tuples(v) for k, v in fixture.config.items() if k not in ("layout", "notes")}
     options = {rename.get(k, k): v for k, v in config.items()}
-    model = nnx.eval_shape(lambda: LookupViT(**options, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: LookupViT(**options, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.medusa import MEDUSA
 
 NAMES = {
@@ -41,7 +42,7 @@ def build(fixture: Fixture) -> MEDUSA:
         body_channels=config["gc"],
         num_classes=config["classes"],
     )
-    abstract = nnx.eval_shape(lambda: MEDUSA(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: MEDUSA(**kwargs, rngs=Keys(0)))
     return fill(abstract, lambda path, shape: parameter(fixture.params, path, shape))
 
 

@@ -15,6 +15,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
 from lookupjax.layers.position import flatten_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.moh_dit import MoHDiT, position_grid
 from lookupjax.models.moh_vit import MoHViT
 
@@ -88,7 +89,7 @@ def vit(fixture: Fixture) -> dict[str, jax.Array]:
         windows=args["window_size"],
         qkv_bias=args.get("qkv_bias", True),
     )
-    abstract = nnx.eval_shape(lambda: MoHViT(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: MoHViT(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: vit_parameter(fixture.params, path, shape))
 
     @jax.jit
@@ -131,7 +132,7 @@ def dit(fixture: Fixture) -> dict[str, jax.Array]:
         classes=args["num_classes"],
         learn_sigma=args.get("learn_sigma", True),
     )
-    abstract = nnx.eval_shape(lambda: MoHDiT(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: MoHDiT(**kwargs, rngs=Keys(0)))
     model = fill(abstract, lambda path, shape: dit_parameter(fixture.params, path, shape))
     table = position_grid((side // args["patch_size"],) * 2, args["hidden_size"])
     if "pos_embed" in fixture.params and not np.allclose(table, fixture.params["pos_embed"][0], atol=1e-5):
@@ -159,7 +160,7 @@ def attention(fixture: Fixture) -> dict[str, jax.Array]:
             head_dim=config.get("head_dim"),
             qkv_bias=config.get("qkv_bias", True),
             balance=1.0,
-            rngs=nnx.Rngs(0),
+            rngs=Keys(0),
         )
     )
     mixer = fill(abstract, lambda path, shape: torch_value(fixture.params, path, NAMES).reshape(shape))

@@ -11,6 +11,7 @@ from lookupjax.interop.fixture import Fixture, fill, reals, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, rename_start, torch_value
 from lookupjax.layers.position import resize_grid
 from lookupjax.layers.reparam import BRANCHES, DilatedReparam
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.overlock import ContMixBlock, OverLoCK
 
 PARTS = {  # of Focus and plug-in blocks -> the reference's; those of a RepConvBlock follow
@@ -163,7 +164,7 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
 def build(fixture: Fixture) -> OverLoCK:
     """The model a fixture's config describes, with the fixture's parameters."""
     kwargs = options(fixture.config, OWN)
-    model = nnx.eval_shape(lambda: OverLoCK(**kwargs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: OverLoCK(**kwargs, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 
@@ -192,7 +193,7 @@ def plug_in(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
     """The ContMix block for other networks."""
     config = {"res_scale": False, "ls_init_value": None} | fixture.config
     kwargs = options(config, BLOCK)
-    abstract = nnx.eval_shape(lambda: ContMixBlock(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ContMixBlock(**kwargs, rngs=Keys(0)))
     block = fill(abstract, lambda path, shape: plug_in_parameter(fixture.params, path, shape))
     return {"out/y": channels_first(jax.jit(lambda block, x: block(x))(block, x))}
 
@@ -200,9 +201,7 @@ def plug_in(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
 def reparam(fixture: Fixture, x: jax.Array) -> dict[str, jax.Array]:
     """A large depthwise kernel as a sum of branches, and merged."""
     config = fixture.config
-    abstract = nnx.eval_shape(
-        lambda: DilatedReparam(config["channels"], config["kernel_size"], rngs=nnx.Rngs(0))
-    )
+    abstract = nnx.eval_shape(lambda: DilatedReparam(config["channels"], config["kernel_size"], rngs=Keys(0)))
     large = fill(abstract, lambda path, shape: named(fixture.params, path.replace("/", "."), shape))
     merged = large.merge().conv
     return {

@@ -9,6 +9,7 @@ from flax import nnx
 
 from lookupjax.interop.fixture import Fixture, fill, reals, tuples
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.patnet import ChannelMixing, PATNet, SelfMixing, SpatialGate
 
 MIXING = {  # of PAT_ch and PAT_sf -> the reference's
@@ -74,7 +75,7 @@ def build(fixture: Fixture) -> PATNet:
         if theirs in config
     }
     options |= dict(activation=config["act_layer"].lower(), num_heads=heads(config, "patnet_t0"))
-    model = nnx.eval_shape(lambda: PATNet(**options, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: PATNet(**options, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 
@@ -104,6 +105,6 @@ def module_output(fixture: Fixture, name: str, config: dict, x: jax.Array) -> ja
     if kind == "pat_sf":
         options["num_heads"] = heads(config, "heads4")
     make, names = MODULES[kind]
-    module = nnx.eval_shape(lambda: make(config["dim"], **options, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: make(config["dim"], **options, rngs=Keys(0)))
     filled = fill(module, lambda path, shape: parameter(fixture.params, f"m/{name}/{path}", shape, names))
     return jax.jit(lambda module, x: module(x))(filled, x)

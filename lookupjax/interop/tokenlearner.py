@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from lookupjax.interop.fixture import Fixture, fill
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.tokenlearner import TokenFuser, TokenLearner
 
 NAMES = (  # (our path, the reference's)
@@ -39,7 +40,7 @@ def run(fixture: Fixture, name: str, options: dict[str, Any]) -> jax.Array:
     x, dim = inputs[0], inputs[0].shape[-1]
 
     def make() -> nnx.Module:
-        common = dict(bottleneck=options.get("bottleneck_dim", 64), rngs=nnx.Rngs(0))
+        common = dict(bottleneck=options.get("bottleneck_dim", 64), rngs=Keys(0))
         if len(inputs) == 2:
             return TokenFuser(dim, x.shape[1], normalize=options.get("use_normalization", True), **common)
         form = "v1" if f"{name}/Conv_0/kernel" in fixture.params else "v1.1"

@@ -10,6 +10,7 @@ from flax import nnx
 from lookupjax.interop import vit
 from lookupjax.interop.fixture import Fixture, fill, tuples
 from lookupjax.interop.state_dict import StateDict, images
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.tome import ToMe, match, merge, source_matrix, unmerge
 
 
@@ -33,7 +34,7 @@ def build(fixture: Fixture, **overrides) -> ToMe:
     del options["resnet_form"]
     distilled = "dist_token" in fixture.params
     options |= dict(prop_attn=args.get("prop_attn", True), distilled=distilled) | schedule(args)
-    model = nnx.eval_shape(lambda: ToMe(**options | overrides, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: ToMe(**options | overrides, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(fixture.params, path, shape))
 
 

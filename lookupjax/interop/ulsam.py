@@ -10,6 +10,7 @@ from lookupjax.attention.mixer import record_taps
 from lookupjax.attention.ulsam import SubspaceAttention
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import StateDict, channels_first, images, torch_value
+from lookupjax.layers.rngs import Keys
 
 NAMES = {
     "scale": "conv_dws/weight",
@@ -34,7 +35,7 @@ def parameter(params: StateDict, path: str, shape: tuple[int, ...]) -> jax.Array
 def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     """Everything the fixture can expect, under its own keys."""
     dim, groups = fixture.config["nin"], fixture.config["num_splits"]
-    module = nnx.eval_shape(lambda: SubspaceAttention(dim, groups, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: SubspaceAttention(dim, groups, rngs=Keys(0)))
     filled = fill(module, lambda path, shape: parameter(fixture.params, path, shape))
 
     @jax.jit

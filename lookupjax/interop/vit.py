@@ -24,6 +24,7 @@ from lookupjax.errors import UserError
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import BLOCK, StateDict, images, torch_value
 from lookupjax.layers.position import resize_grid
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.vit import ViT
 from lookupjax.paths import named_leaves
 
@@ -174,7 +175,7 @@ def build(fixture: Fixture) -> ViT:
     google = is_google(fixture.params)
     kwargs = (google_options if google else timm_options)(fixture)
     rows = int(kwargs.get("class_token", 0)) + kwargs.get("registers", 0) if kwargs.get("pos_token") else 0
-    abstract = nnx.eval_shape(lambda: ViT(**kwargs, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: ViT(**kwargs, rngs=Keys(0)))
 
     def value(path: str, shape: tuple[int, ...]) -> Any:
         if google:
@@ -242,7 +243,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _grid(options: dict[str, Any], size: tuple[int, ...]) -> tuple[int, ...]:
     """The token grid of images of `size`."""
-    return nnx.eval_shape(lambda: ViT(**(options | dict(depth=0)), rngs=nnx.Rngs(0))).grid(size)
+    return nnx.eval_shape(lambda: ViT(**(options | dict(depth=0)), rngs=Keys(0))).grid(size)
 
 
 def _resnet_units(params: StateDict) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from lookupjax.interop import vit
 from lookupjax.interop.fixture import Fixture, fill
 from lookupjax.interop.state_dict import StateDict
 from lookupjax.layers.embed import image_to_video
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.vivit import FORMS, ViViT
 
 OPTIONS = ("tubelet_init",)  # of the model, which `parameter` takes
@@ -147,8 +148,8 @@ def build(fixture: Fixture) -> ViViT:
         order=config.get("attention_order", config.get("order", "time_space")),
         sampled_frames=sampled,
     )
-    grid = nnx.eval_shape(lambda: ViViT(**options | dict(depth=0), rngs=nnx.Rngs(0))).grid(x.shape[1:-1])
-    model = nnx.eval_shape(lambda: ViViT(**options, pos_grid=grid, rngs=nnx.Rngs(0)))
+    grid = nnx.eval_shape(lambda: ViViT(**options | dict(depth=0), rngs=Keys(0))).grid(x.shape[1:-1])
+    model = nnx.eval_shape(lambda: ViViT(**options, pos_grid=grid, rngs=Keys(0)))
     return fill(model, lambda path, shape: parameter(params, path, shape))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from lookupjax.errors import UserError
 from lookupjax.layers.conv import ConvNorm, conv
 from lookupjax.layers.norm import BatchNorm
+from lookupjax.layers.rngs import Keys
 
 # kernel -> (kernel, dilation) of the branches beside the full one
 BRANCHES = {
@@ -69,7 +70,7 @@ class DilatedReparam(nnx.Module):
             weight, shift = fold(branch.conv.kernel[...], branch.norm)
             kernel, bias = kernel + spread(weight, r, self.kernel), bias + shift
         merged = nnx.eval_shape(
-            lambda: DilatedReparam(self.dim, self.kernel, merged=True, dtype=self.dtype, rngs=nnx.Rngs(0))
+            lambda: DilatedReparam(self.dim, self.kernel, merged=True, dtype=self.dtype, rngs=Keys(0))
         )
         nnx.update(merged, nnx.State({"conv": {"kernel": nnx.Param(kernel), "bias": nnx.Param(bias)}}))
         return merged

@@ -114,7 +114,7 @@ def test_every_option_has_an_effect():
         return np.abs(drawn) if path.endswith("/var") else drawn
 
     def build(options):
-        return fill(nnx.eval_shape(lambda: BiFormer(**(tiny | options), rngs=nnx.Rngs(0))), value)
+        return fill(nnx.eval_shape(lambda: BiFormer(**(tiny | options), rngs=Keys(0))), value)
 
     images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
     run = jax.jit(lambda models, x: jnp.stack([model(x)["features"][0] for model in models]))

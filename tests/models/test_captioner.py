@@ -127,7 +127,7 @@ def test_published_counts():
     def count(size: tuple[int, int, int], options: dict) -> int:
         dim, heads, image_dim = size
         make = partial(CaptionDecoder, dim=dim, num_heads=heads, image_dim=image_dim, **options)
-        return count_params(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
+        return count_params(nnx.eval_shape(lambda: make(rngs=Keys(0))))
 
     assert count((768, 12, 768), GIT) == 67_378_746 and count((768, 12, 1024), GIT) == 67_575_354
     table = 64 * 768  # big_vision counts CapPa's positions elsewhere
