@@ -8,9 +8,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
 
-from lookupjax.data.builders.digits import split_digits
+from lookupjax.data.builders.digits import read_digits, split_digits
 
 COLOURS = {"red": (245, 80, 80), "green": (70, 205, 90), "blue": (100, 120, 255), "yellow": (245, 215, 70)}
 SIZES = {"small": 8, "large": 16}  # pixels a side
@@ -113,7 +112,7 @@ class CaptionedDigits(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, indices) for split, indices in split_digits().items()}
 
     def _generate_examples(self, split: str, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
+        digits = read_digits()
         by_digit = [indices[digits.target[indices] == digit] for digit in range(10)]
         first = 0 if split == "train" else SCENES["train"]
         for number in range(first, first + SCENES[split]):

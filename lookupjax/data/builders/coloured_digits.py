@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
 
-from lookupjax.data.builders.digits import split_digits
+from lookupjax.data.builders.digits import read_digits, split_digits
 
 INKS = {  # RGB
     "red": (200, 30, 30),
@@ -55,7 +54,7 @@ class ColouredDigits(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(indices) for split, indices in split_digits().items()}
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
+        digits = read_digits()
         inks, papers = tuple(INKS.values()), tuple(PAPERS.values())
         for index in indices.tolist():
             random = np.random.default_rng(index)

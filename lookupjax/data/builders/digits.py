@@ -6,15 +6,22 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 TEST_EXAMPLES = 360
 
 
+def read_digits():
+    """scikit-learn's bunch of `images` and `target`."""
+    from sklearn.datasets import load_digits  # takes a second: when a dataset is made, not in every run
+
+    return load_digits()
+
+
 def split_digits() -> dict[str, np.ndarray]:
     """Indices of the images of each split."""
-    labels = load_digits().target
+    from sklearn.model_selection import train_test_split
+
+    labels = read_digits().target
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_EXAMPLES, stratify=labels, random_state=0
     )
@@ -37,7 +44,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(indices) for split, indices in split_digits().items()}
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict]]:
-        digits = load_digits()
+        digits = read_digits()
         for index in indices.tolist():
             pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
             _, png = cv2.imencode(".png", pixels)

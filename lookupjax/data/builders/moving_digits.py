@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
 
-from lookupjax.data.builders.digits import split_digits
+from lookupjax.data.builders.digits import read_digits, split_digits
 
 FRAMES, SIDE, DIGIT = 8, 24, 8
 RADIUS = 6.0  # of the circle, pixels
@@ -57,7 +56,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(indices) for split, indices in split_digits().items()}
 
     def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[str, dict]]:
-        digits = load_digits()
+        digits = read_digits()
         for index in indices.tolist():
             random = np.random.default_rng(index)
             row, column, start = (int(n) for n in random.integers(0, (3, 3, FRAMES)))
