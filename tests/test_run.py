@@ -1,5 +1,6 @@
-"""Whole runs in real processes: train, kill, resume, evaluate, predict, and what goes wrong."""
+"""Whole runs, in real processes where it matters: train, kill, resume, evaluate, predict, what goes wrong."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lookupjax import cli
 from lookupjax.config import apply_changes
 from lookupjax.errors import UserError
 from lookupjax.training.metrics import read_metrics
@@ -56,6 +58,24 @@ def call(environment, root):
             text=True,
             timeout=300,
         )
+
+    return call
+
+
+@pytest.fixture
+def call_here(environment, root, monkeypatch, capsys):
+    """`call`, without a process of its own: for the ends that need none."""
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("LOOKUPJAX_DATA", environment["LOOKUPJAX_DATA"])
+    monkeypatch.setattr("lookupjax.training.distributed.start", lambda args: None)  # jax has started here
+    monkeypatch.setattr("lookupjax.train.use_compilation_cache", lambda: None)
+
+    def call(module, *arguments):
+        monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.run(importlib.import_module(f"lookupjax.{module}").main)
+        return subprocess.CompletedProcess(arguments, end.value.code, *capsys.readouterr())
 
     return call
 
@@ -152,14 +172,14 @@ def test_sigterm_saves_the_current_step(call, environment, root, trained, tmp_pa
     assert losses(trained) == losses(tmp_path)
 
 
-def test_evaluate_repeats_the_training_figures(call, trained):
+def test_evaluate_repeats_the_training_figures(call, call_here, trained):
     done = call("evaluate", f"--workdir={trained}", "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     stored = json.loads((trained / "results.json").read_text())
     assert results == stored and set(results) == {"2x2", "3x3"}
     assert results["3x3"]["examples"] == 360
-    other = call("evaluate", f"--workdir={trained}", "--compressed=4x4", "--json")
+    other = call_here("evaluate", f"--workdir={trained}", "--compressed=4x4", "--json")
     assert set(json.loads(other.stdout)) == {"4x4"}
 
 
@@ -171,8 +191,8 @@ def test_evaluate_repeats_the_training_figures(call, trained):
         ("3", "needs 2 positive lengths"),
     ],
 )
-def test_bad_grids(call, trained, grid, complaint):
-    done = call("evaluate", f"--workdir={trained}", f"--compressed={grid}")
+def test_bad_grids(call_here, trained, grid, complaint):
+    done = call_here("evaluate", f"--workdir={trained}", f"--compressed={grid}")
     assert done.returncode == 2 and complaint in done.stderr and "Traceback" not in done.stderr
 
 
@@ -206,13 +226,13 @@ def test_metrics_are_readable_by_tensorboard(trained):
     assert {"time/data_ms", "time/step_ms", "time/checkpoint_ms"} <= set(board.Tags()["scalars"])
 
 
-def test_a_work_directory_of_another_config_is_refused(call, trained, tmp_path):
+def test_a_work_directory_of_another_config_is_refused(call, call_here, trained, tmp_path):
     import shutil
 
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir)
     before = (workdir / "config.json").read_text()
-    done = train(call, workdir, "--config.optimizer.learning_rate=0.5")
+    done = train(call_here, workdir, "--config.optimizer.learning_rate=0.5")
     assert done.returncode == 2 and "optimizer.learning_rate: 0.003 -> 0.5" in done.stderr
     assert "--override" in done.stderr and (workdir / "config.json").read_text() == before
     done = train(call, workdir, "--config.optimizer.learning_rate=0.5", "--override")
@@ -257,18 +277,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(call, tmp_path):
         (["--config=configs/quikstart.py"], "did you mean 'configs/quickstart.py'"),
     ],
 )
-def test_bad_configs_are_one_sentence(call, tmp_path, arguments, complaint):
-    done = train(call, tmp_path / "w", *arguments)
+def test_bad_configs_are_one_sentence(call_here, tmp_path, arguments, complaint):
+    done = train(call_here, tmp_path / "w", *arguments)
     assert done.returncode == 2, done.stderr
     assert complaint in done.stderr and "Traceback" not in done.stderr
     assert not begun(tmp_path / "w")
 
 
-def test_an_unwritable_work_directory(call, tmp_path):
+def test_an_unwritable_work_directory(call, call_here, tmp_path):
     (tmp_path / "file").write_text("")
     done = train(call, tmp_path / "file" / "w")
     assert done.returncode == 2 and "cannot write to" in done.stderr and "Traceback" not in done.stderr
-    done = call("evaluate", f"--workdir={tmp_path}")
+    done = call_here("evaluate", f"--workdir={tmp_path}")
     assert done.returncode == 2 and "is not a work directory" in done.stderr
 
 
