@@ -121,7 +121,8 @@ def execute(place: Path, text: str, kind: str, log: Path) -> int:
         "VIRTUAL_ENV": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         # tiny programs spend most of their time in the compiler
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false",
     }
     if kind == "python":
         block = BUILD / "block.py"  # not in the copy, where scripts/test would lint it
