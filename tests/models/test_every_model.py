@@ -19,6 +19,7 @@ from lookupjax.models import MODULES, model_options, nominal_options
 from lookupjax.paths import named_leaves
 from lookupjax.training.sharding import make_mesh, tree_shardings
 from lookupjax.training.state import merge_model, split_model
+from tests.models.cheap_keys import cheap_key
 
 # Besides "logits": what a batch of eight 10-class images must give.
 CLASSES, BATCH = 10, 8
@@ -38,14 +39,18 @@ def images(name: str) -> np.ndarray:
 
 
 @cache
+def create_abstract(name: str) -> nnx.Module:
+    return nnx.eval_shape(lambda: create_model(f"{name}_mu", num_classes=CLASSES))
+
+
+@cache
 def state(name: str):
-    key = jax.random.key(1, impl="unsafe_rbg")  # one instruction a draw; threefry takes long to compile
-
     def make():
-        return create_model(f"{name}_mu", num_classes=CLASSES, rngs=Keys(key))
+        return create_model(f"{name}_mu", num_classes=CLASSES, rngs=Keys(cheap_key(1)))
 
-    graphdef, _, _ = split_model(nnx.eval_shape(make))
-    params, stats = jax.jit(lambda: split_model(make())[1:])()
+    graphdef, _, _ = split_model(create_abstract(name))
+    # as NumPy's, of which a question compiles nothing
+    params, stats = jax.device_get(jax.jit(lambda: split_model(make())[1:])())
     # heads that start at zero would hide everything before them
     params = jax.tree.map(
         lambda p: p if np.any(p) else np.random.default_rng(p.size).normal(0, 0.02, p.shape).astype(p.dtype),
@@ -56,7 +61,7 @@ def state(name: str):
 
 def loss(graphdef, params, stats, x):
     model = merge_model(graphdef, params, stats)
-    outputs = model(x, rngs=Keys(2))
+    outputs = model(x, rngs=Keys(cheap_key(2)))
     total = sum(jnp.square(outputs[head]).mean() for head in model.loss_heads)
     return total + outputs.get("aux_loss", 0.0), (outputs, model.features(x))
 
@@ -67,7 +72,7 @@ def trained(name: str):
     graphdef, params, stats = state(name)
     step = jax.jit(jax.value_and_grad(lambda p, s, x: loss(graphdef, p, s, x), has_aux=True))
     (value, (outputs, features)), grads = step(params, stats, images(name))
-    return value, grads, outputs, features
+    return value, jax.device_get(grads), outputs, features
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -82,11 +87,6 @@ def test_outputs_and_gradients(name):
     assert all(np.isfinite(g).all() for g in leaves)
     assert np.mean([np.any(g) for g in leaves]) > 0.8  # keys' biases and the like have none
     assert all(f.shape[0] == BATCH for f in jax.tree.leaves(features))
-
-
-@cache
-def create_abstract(name: str) -> nnx.Module:
-    return nnx.eval_shape(lambda: create_model(f"{name}_mu", num_classes=CLASSES))
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
