@@ -76,31 +76,47 @@ def outputs(fixture: Fixture) -> dict[str, jax.Array]:
     if "op" in fixture.config:
         cases = fixture.config.get("cases")
         return mhbc_op(fixture) if cases is None else resize_op(fixture)
-    model, x, label = build(fixture), fixture.inputs["x"], fixture.inputs["label"]
-    task = Classification(heads=LookupViT.loss_heads)
-    batch = {"image": x, "label": label}
+    model = build(fixture)
+    batch = {"image": fixture.inputs["x"], "label": fixture.inputs["label"]}
+    result = forward(model, batch)
+    if fixture.wants("grad/"):
+        by_param, by_x = gradients(model, batch)
+        named = {reference_name(path): g for path, g in named_leaves(by_param).items()}
+        result |= {f"grad/{name}": g for name, g in (named | {"in/x": by_x}).items()}
+    return result
+
+
+def loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
+    return Classification(heads=LookupViT.loss_heads).loss(out, batch)[0]
+
+
+@jax.jit
+def forward(model: LookupViT, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The outputs, the loss, and the tokens and weights on the way."""
+    x = batch["image"]
     out, taps = record_taps(model, x, names=("weights",))
     compressed, lookup = model.tokenize(x, model.compressed)
     compressed_last, lookup_last = model.features(x)
     first = "shared" if model.shared is not None else "blocks/0/cross"
-    result = {
+    return {
         "out/compressed_embed": compressed,
         "out/lookup_embed": lookup,
         "out/attention_0": taps[f"{first}/gather/weights"],
         "out/compressed_tokens": compressed_last,
         "out/lookup_tokens": lookup_last,
-        "out/loss": task.loss(out, batch)[0],
+        "out/loss": loss(out, batch),
     } | {f"out/{name}": out[name] for name in ("logits", "logits_compressed", "logits_lookup")}
-    if fixture.wants("grad/"):
-        graphdef, params = nnx.split(model)
 
-        def loss(params: dict, x: jax.Array) -> jax.Array:
-            return task.loss(nnx.merge(graphdef, params)(x), batch)[0]
 
-        by_param, by_x = jax.grad(loss, argnums=(0, 1))(nnx.to_pure_dict(params), x)
-        named = {reference_name(path): g for path, g in named_leaves(by_param).items()}
-        result |= {f"grad/{name}": g for name, g in (named | {"in/x": by_x}).items()}
-    return result
+@jax.jit
+def gradients(model: LookupViT, batch: dict[str, jax.Array]) -> tuple[dict, jax.Array]:
+    """The loss's gradients by every parameter and by the images."""
+    graphdef, params = nnx.split(model)
+
+    def of(params: dict, x: jax.Array) -> jax.Array:
+        return loss(nnx.merge(graphdef, params)(x), batch)
+
+    return jax.grad(of, argnums=(0, 1))(nnx.to_pure_dict(params), batch["image"])
 
 
 def resize_op(fixture: Fixture) -> dict[str, jax.Array]:
