@@ -35,6 +35,23 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 hook = install_import_hook("lookupjax", "beartype.beartype")
 hook.__enter__()  # stays for the whole session: every lookupjax module imported from now on is checked
 
+# Files that take a minute or more, which would leave one worker alone at the end.
+LONG = (
+    "training/test_processes.py",
+    "models/test_every_model.py",
+    "test_parity.py",
+    "test_run.py",
+    "analysis/test_attention_maps.py",
+    "test_caption_run.py",
+    "analysis/test_report_page.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first (scripts/test tells pytest-xdist to keep the order)."""
+    places = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def root() -> Path:
