@@ -10,8 +10,11 @@ from lookupjax.analysis.batched_exit import BatchedExits
 from lookupjax.analysis.early_exit import exit_shares, exit_taken, find_thresholds, within_budget
 from lookupjax.config import default_config
 from lookupjax.evaluation import create_evaluators, run_evaluators
+from lookupjax.layers.rngs import Keys
 from lookupjax.training.experiment import Experiment, resolve
 from lookupjax.training.sharding import make_mesh
+from lookupjax.training.state import split_model
+from tests.models.filled import filled
 
 
 def test_shares_and_thresholds():
@@ -38,10 +41,10 @@ def test_evaluator(tmp_path):
     config.data.eval_split, config.eval_batch_size = "test[:80]", 40
     config.data.eval_transforms = (dict(name="resize", size=(32, 32)), dict(name="normalize"))
     experiment = Experiment(resolve(config), make_mesh(config.mesh))
-    state = experiment.create_state()
+    _, params, stats = split_model(filled(lambda: experiment.make_model(Keys(0))))
     context = experiment.context(experiment.calls(), tmp_path / "pictures")
     specs = {"budget": {"type": "budget", "budgets": (0.6,), "measure": 16}}
-    results = run_evaluators(create_evaluators(specs, context), state.params, state.stats)[""]
+    results = run_evaluators(create_evaluators(specs, context), params, stats)[""]
     assert results["budget/examples"] == 40 and results["budget/budget_60/images_per_s"] > 0
     assert results["budget/budget_60/gmacs"] < results["budget/whole/gmacs"]
     assert {p.name for p in (tmp_path / "pictures" / "budget").iterdir()} == {"curve.md", "curve.png"}
