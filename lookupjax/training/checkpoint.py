@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from lookupjax.errors import UserError, nearest
+from lookupjax.training import distributed
 from lookupjax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 (self.directory / str(step)).rename(target)
                 log.warning("moved the damaged checkpoint %d to %s", step, target)
-        multihost_utils.sync_global_devices("set aside damaged checkpoints")
+        distributed.meet("set aside damaged checkpoints")
         self.manager.reload()
 
     def restore_model(self, abstract: dict[str, Any], which: str = "newest") -> dict[str, Any] | None:

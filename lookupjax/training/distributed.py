@@ -4,6 +4,7 @@ One process per host (TPU, GPU) or any number on one machine (CPU); all of them 
 """
 
 import argparse
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from lookupjax.errors import UserError
@@ -21,6 +23,8 @@ T = TypeVar("T")
 # of what JAX raises where it finds no cluster, and where a program that has used JAX calls an entry point
 ALONE = ("coordinator_address", "before any JAX calls")
 INIT_TIMEOUT = 300  # seconds to wait for all processes at the start
+LONGEST_WAIT = 24 * 3600  # seconds: process 0 may prepare a dataset, or compile on a busy machine
+MEETINGS = itertools.count()  # a name serves once
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,11 +91,21 @@ def leave_together() -> Iterator[None]:
 def first_process_first(work: Callable[[], T]) -> T:
     """work() on process 0, then on the others: it may prepare files that all of them need."""
     if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("process 0 is done")
+        meet("process 0 is done")
     result = work()
     if jax.process_index() == 0:
-        multihost_utils.sync_global_devices("process 0 is done")
+        meet("process 0 is done")
     return result
+
+
+def meet(where: str) -> None:
+    """Waits for all processes, however far apart they are; one that dies ends the wait with an error.
+
+    Through the service of the job: an operation on the devices, which would do as well, gives up after 30
+    seconds on CPUs.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+    wait(key=f"lookupjax {next(MEETINGS)}: {where}", timeout_ms=1000 * LONGEST_WAIT)
 
 
 @contextmanager

@@ -172,6 +172,7 @@ def train(experiment: Experiment, workdir: Path, name: str) -> tuple[TrainState,
                 if not programs:
                     with watch.timed("compilation"):
                         programs = compile_steps(experiment, batch, reporter)
+                        distributed.meet("the steps are compiled")
                     window = Window(watch)
                 call = draw_call(config.seed, step, list(programs))
                 profiler.before(step, state)

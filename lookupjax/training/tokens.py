@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from numpy.lib.format import open_memmap
 
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import OfModel
 from lookupjax.paths import named_leaves
 from lookupjax.tasks.base import Batch, Task
+from lookupjax.training import distributed
 from lookupjax.training.experiment import Experiment
 from lookupjax.training.progress import Reporter
 from lookupjax.training.sharding import global_batch
@@ -102,6 +102,5 @@ def write_tokens(experiment: Experiment, state: TrainState, directory: Path, rep
         rows.flush()
         temporary.rename(path)
         reporter.line(f"tokens of {total:,} training images, {rows.nbytes / 2**20:,.1f} MiB: {path}")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the tokens are written")
+    distributed.meet("the tokens are written")
     return path
