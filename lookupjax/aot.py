@@ -2,11 +2,12 @@
 
 Compiles the real training step for devices that are not here, and says whether it fits and what it costs:
 memory by kind against the chip's, matrix products, collectives, a floor of the step time. Exits with 1,
-naming the largest buffers, when it does not fit. TPUs need the extra `tpu` (works on any CPU machine);
-`--platform=cpu --devices=8` compiles for so many CPU devices.
+naming the largest buffers, when it does not fit. TPUs need the extra `tpu`, GPUs (`--topology=h100:8`) the
+extra `cuda`; both work on any CPU machine. `--platform=cpu --devices=8` compiles for so many CPU devices.
 """
 
 import argparse
+import importlib.util
 import math
 import os
 import sys
@@ -18,7 +19,7 @@ import jax
 
 from lookupjax import cli
 from lookupjax.analysis.counts import arrays, count_products
-from lookupjax.analysis.hlo import collectives, instructions, largest_buffers
+from lookupjax.analysis.hlo import collectives, instructions, largest_buffers, traffic
 from lookupjax.config import load_config
 from lookupjax.errors import UserError
 from lookupjax.evaluation.context import Call, call_name
@@ -39,7 +40,7 @@ def shown(size: int | float) -> str:
 
 @dataclass(frozen=True)
 class Chip:
-    """Per chip: memory and peak rates of Google Cloud's pages on TPU v4, v5e, v5p and v6e.
+    """Per chip: memory and peak rates of Google Cloud's pages on TPU v4, v5e, v5p and v6e, NVIDIA's on H100.
 
     Versions of these pages differ by some per cent (v6e: 1,600 or 1,640 GB/s, 3,200 or 3,584 Gbit/s); a floor
     needs the larger figure. The links of v4 are the six of 50 GB/s of arXiv 2304.01433.
@@ -56,28 +57,56 @@ CHIPS = {
     "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
+    "h100": Chip(80e9, 989e12, 3350e9, 450e9),
 }
+GPU_TARGETS = {  # what XLA has to know of a GPU that is not here
+    "h100": """
+        platform_name: "CUDA"
+        device_description_str: "NVIDIA H100 80GB HBM3"
+        runtime_version { major: 13 }
+        dnn_version_info { major: 9 minor: 12 }
+        gpu_device_info {
+          cuda_compute_capability { major: 9 }
+          core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
+          threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+          block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+          registers_per_block_limit: 65536  registers_per_core_limit: 65536
+          shared_memory_per_core: 233472
+          shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448
+          l2_cache_size: 52428800  memory_bandwidth: 3352320000000  device_memory_size: 84978434048
+        }""",
+}
+GPUS_PER_HOST = 8
 
 
-def tpu_devices(topology: str) -> list[Any]:
-    """The devices of a topology such as "v5e:16x16" (chips).
+def topology_devices(topology: str) -> list[Any]:
+    """The devices of a topology: chips of a TPU, such as "v5e:16x16", or GPUs, such as "h100:8".
 
     Raises:
-      UserError: when libtpu is not installed or knows no such topology.
+      UserError: when the compiler for it is not installed or knows no such topology.
     """
     from jax.experimental import topologies
 
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        raise UserError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'") from None
-    chip = topology.partition(":")[0]
-    if chip not in CHIPS:
+    chip, _, size = topology.partition(":")
+    if chip not in CHIPS or not size:
         raise UserError(f"--topology={topology} must be CHIP:SIZE with a chip of {list(CHIPS)}")
-    options = {"chip_config_name": "megacore"} if chip == "v4" else {}  # its two cores as one device
+    name, platform, options = topology, "tpu", {}
+    package, extra = "libtpu", "tpu"
+    if chip == "v4":
+        options = {"chip_config_name": "megacore"}  # its two cores as one device
+    elif chip in GPU_TARGETS:
+        hosts, rest = divmod(int(size) if size.isdecimal() else 0, GPUS_PER_HOST)
+        if (hosts == 0) == (rest == 0):
+            raise UserError(f"--topology={topology} must be {chip}:N with N from 1 to 8 or a multiple of 8")
+        shape = f"1x{hosts}x{GPUS_PER_HOST}" if hosts else f"1x1x{rest}"
+        name, platform, options = chip, "cuda", dict(target_config=GPU_TARGETS[chip], topology=shape)
+        package, extra = "jax_cuda13_plugin", "cuda"
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"compiling for {chip} needs {package}: pip install -e '.[{extra}]'")
+    jax.devices()  # finds the plugins
     try:
-        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
-    except Exception as error:  # what libtpu raises is not documented
+        return list(topologies.get_topology_desc(name, platform=platform, **options).devices)
+    except Exception as error:  # what the compilers raise is not documented
         raise UserError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
 
 
@@ -175,7 +204,7 @@ def report(
     print("collectives per step:" if found else "collectives per step: none")
     for kind, (count, size_of) in found.items():
         print(f"  {kind:22s} {shown(size_of)} in {count}")
-    costs = compiled.cost_analysis() or {}
+    costs = compiled.cost_analysis() or {"bytes accessed": traffic(compiled.as_text())}  # none for GPUs
     flops = 2.0 * count_products(traced) / mesh.size
     moved = float(costs.get("bytes accessed", 0.0))
     sent = sum(size_of for _, size_of in found.values())
@@ -192,8 +221,8 @@ def report(
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="lookupjax.aot", description=__doc__.split("\n\n")[1])
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    parser.add_argument("--topology", help="TPU chips, such as v5e:16x16 or v5p:4x4x4")
-    parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu")
+    parser.add_argument("--topology", help="such as v5e:16x16, v5p:4x4x4 or h100:8")
+    parser.add_argument("--platform", choices=("cpu",))
     parser.add_argument("--devices", type=int, default=1, help="of --platform=cpu")
     parser.add_argument("--memory", type=float, metavar="GIB", help="per device; default: the chip's")
     parser.add_argument("--image_size", type=parse_grid, default=(), metavar="SIZE", help="such as 384x384")
@@ -201,7 +230,7 @@ def main(argv: list[str]) -> int:
     args, overrides = parser.parse_known_args(argv)
     if strange := [text for text in overrides if not text.startswith("--config.")]:
         raise UserError(f"unknown argument {strange[0]!r}; config keys are set with --config.key=value")
-    if (args.platform == "tpu") != bool(args.topology):
+    if bool(args.platform) == bool(args.topology):
         raise UserError("give either --topology=CHIP:SIZE or --platform=cpu --devices=N")
     # libtpu would look for a TPU machine's metadata, and allows one process only
     os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
@@ -211,7 +240,7 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_num_cpu_devices", args.devices)
         devices, chip = jax.devices(), None
     else:
-        devices, chip = tpu_devices(args.topology), CHIPS[args.topology.partition(":")[0]]
+        devices, chip = topology_devices(args.topology), CHIPS[args.topology.partition(":")[0]]
     config = resolve(load_config(args.config, overrides), data=False)
     experiment = Experiment(config, make_mesh(config.mesh, devices))
     call = (("compressed", args.compressed),) if args.compressed else dearest_call(experiment)

@@ -1,4 +1,4 @@
-"""Reading XLA's compiled modules: collectives by kind and bytes, the largest buffers."""
+"""Reading XLA's compiled modules: collectives by kind and bytes, the largest buffers, memory traffic."""
 
 import math
 import re
@@ -17,6 +17,8 @@ _COMMENT = re.compile(r"/\*.*?\*/")  # "/*index=5*/" in long tuples
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _BOUND = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+_MOVES_NOTHING = re.compile(r"parameter|tuple|get-tuple-element|bitcast|constant|.*-(start|done)$")
+_OPERANDS = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, |$)")
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
@@ -108,3 +110,16 @@ def largest_buffers(program: list[Instruction], count: int = 8) -> list[str]:
             named[key] = max(sum(one.arrays), named.get(key, 0))
     largest = sorted(named.items(), key=lambda item: -item[1])[:count]
     return [f"{size / 2**20:10.1f} MiB  {kind:28s} {operation}" for (kind, operation), size in largest]
+
+
+def traffic(text: str) -> int:
+    """Bytes of the operands and results of the entry computation's instructions, prefetches left out."""
+    sizes: dict[str, int] = {}
+    total = 0
+    for line in text[text.index("\nENTRY ") :].splitlines():
+        if found := _OPERANDS.match(line):
+            name, types, kind, operands = found.groups()
+            sizes[name] = sum(array_bytes(types))
+            if not _MOVES_NOTHING.match(kind):
+                total += sizes[name] + sum(sizes.get(o, 0) for o in re.findall(r"%([\w.\-]+)", operands))
+    return total

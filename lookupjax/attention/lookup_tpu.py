@@ -1,4 +1,4 @@
-"""LookupViT's lookup path in two TPU kernels (Pallas, Mosaic): `cross_impl="fused"`.
+"""LookupViT's lookup path in two TPU kernels (Pallas, Mosaic), see `lookup_path`.
 
 On an accelerator the lookup tokens' path is bound by memory traffic, not by arithmetic. XLA makes more than
 twenty passes over the (b, n, d) tokens in every block; these kernels make five:
@@ -14,117 +14,35 @@ products (`attention.lookup.absorb`), value and output projections are folded in
 A vector register holds 128 channels: heads narrower than that are worked on in groups of 128 channels, with
 the others' queries set to zero, which is exact and costs the matrix unit nothing.
 
-On other platforms, and in the backward pass, the same formulas run in XLA (`gather_reference`,
-`update_reference`); the backward pass computes the forward again from the kernels' inputs. The kernels are
-compiled for TPU v5e ahead of time by the tests and checked in interpret mode; they have not yet been timed
-on a TPU. There is no GPU kernel.
+The backward pass computes the forward again, in XLA, from the kernels' inputs. The kernels are compiled for
+TPU v5e ahead of time by the tests and checked in interpret mode; they have not yet been timed on a TPU.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from lookupjax.attention.lookup import (
-    Gather,
-    Infuse,
-    absorb,
-    gather,
-    gather_absorbed,
-    infuse,
-    infuse_absorbed,
-    infusion_weights,
+from lookupjax.attention.lookup_path import (
+    GatherParams,
+    Memory,
+    Options,
+    UpdateParams,
+    gather_xla,
+    normalised_keys,
+    products,
+    update_xla,
+    with_xla_gradient,
 )
-from lookupjax.attention.softmax import attention_scores, merge_heads, split_heads
-from lookupjax.errors import UserError
-from lookupjax.layers.mlp import Mlp, gelu
-from lookupjax.layers.norm import LayerNorm, layer_norm
+from lookupjax.layers.mlp import gelu
 
 LANES, SUBLANES = 128, 16  # of a vector register, for 16-bit values
 VMEM_LIMIT = 100 * 2**20  # of 128 MiB; XLA keeps the rest
-
-Affine = tuple[Float[Array, "..."], Float[Array, "_"]]  # (kernel or scale, bias)
-
-
-class Options(NamedTuple):
-    """What is fixed when the kernels are traced."""
-
-    num_heads: int
-    absorbed: bool
-    reuse: str = "transpose"
-    gelu: str = "tanh"
-    eps: float = 1e-6
-    interpret: bool = False
-
-
-class GatherParams(NamedTuple):
-    """Of `attention.lookup.Gather`; kernels in the compute dtype, norms float32 or None."""
-
-    norm: Affine | None
-    k: Affine
-    k_norm: Affine | None
-    v: Affine
-
-
-class UpdateParams(NamedTuple):
-    """Of `attention.lookup.Infuse` and the block's lookup MLP, as in `GatherParams`."""
-
-    out: Affine
-    norm: Affine
-    fc1: Affine
-    fc2: Affine
-
-
-def dense(x: Float[Array, "... d"], affine: Affine) -> Float[Array, "... e"]:
-    y = jnp.dot(x, affine[0])
-    return y + jax.lax.broadcast_in_dim(affine[1].astype(y.dtype), y.shape, (y.ndim - 1,))
-
-
-def gather_reference(
-    options: Options, z: Float[Array, "b n d"], q: Float[Array, "b m d"], params: GatherParams
-) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
-    """(A V, K): K is normalised; q is normalised already and not yet divided by sqrt(c)."""
-    dtype, heads = z.dtype, options.num_heads
-    z = z if params.norm is None else layer_norm(z, *params.norm, options.eps).astype(dtype)
-    k = dense(z, params.k)
-    k = k if params.k_norm is None else layer_norm(k, *params.k_norm, options.eps).astype(dtype)
-    weights = jax.nn.softmax(attention_scores(split_heads(q, heads), split_heads(k, heads)), axis=-1)
-    if options.absorbed:
-        return gather_absorbed(weights, z, *params.v), k
-    return merge_heads(gather(weights, split_heads(dense(z, params.v), heads))), k
-
-
-def update_reference(
-    options: Options,
-    z: Float[Array, "b n d"],
-    q: Float[Array, "b m d"],
-    k: Float[Array, "b n d"],
-    v: Float[Array, "b m d"],
-    params: UpdateParams,
-) -> Float[Array, "b n d"]:
-    """z + W^T V' W_o, then + MLP(LN z); `v` are the values V' of the refined compressed tokens."""
-    heads = options.num_heads
-    scores = attention_scores(split_heads(q, heads), split_heads(k, heads))
-    weights = infusion_weights(scores, jax.nn.softmax(scores, axis=-1), options.reuse)
-    if options.absorbed:
-        z = z + infuse_absorbed(weights, split_heads(v, heads), *params.out)
-    else:
-        z = z + dense(merge_heads(infuse(weights, split_heads(v, heads))), params.out)
-    y = layer_norm(z, *params.norm, options.eps).astype(z.dtype)
-    return z + dense(gelu(options.gelu)(dense(y, params.fc1)), params.fc2)
-
-
-def products(a: Any, b: Any, contract: tuple[int, int] = (1, 0)) -> Any:
-    """A matrix product of two tiles over axes `contract`, accumulated in float32."""
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
 def normed(x: Any, affine: Any, eps: float) -> Any:
@@ -275,10 +193,11 @@ def call(
     return tuple(run(*tokens, *flat))
 
 
-def gather_pallas(
+@with_xla_gradient(gather_xla)
+def gather_tpu(
     options: Options, z: Float[Array, "b n d"], q: Float[Array, "b m d"], params: GatherParams
-) -> tuple[Float[Array, "b m d"], Float[Array, "b n d"]]:
-    """`gather_reference` as one kernel."""
+) -> tuple[Float[Array, "b m d"], Memory]:
+    """`gather_xla` as one kernel."""
     (b, n, dim), m, heads = z.shape, q.shape[1], options.num_heads
     values = m * dim * (heads * n + dim) if options.absorbed else n * dim * (dim + m)
     flops = 2 * b * (n * dim * (dim + m) + values)
@@ -286,18 +205,19 @@ def gather_pallas(
     mixed, k = call(
         gather_kernel, options, (z, q), params, [q.shape, z.shape], scratch, flops, b * heads * m * n
     )
-    return mixed, k
+    return mixed, normalised_keys(options, k, m)
 
 
-def update_pallas(
+@with_xla_gradient(update_xla)
+def update_tpu(
     options: Options,
     z: Float[Array, "b n d"],
     q: Float[Array, "b m d"],
-    k: Float[Array, "b n d"],
+    memory: Memory,
     v: Float[Array, "b m d"],
     params: UpdateParams,
 ) -> Float[Array, "b n d"]:
-    """`update_reference` as one kernel."""
+    """`update_xla` as one kernel."""
     (b, n, dim), m, heads = z.shape, q.shape[1], options.num_heads
     hidden = params.fc1[0].shape[1]
     values = m * dim * (heads * n + dim) if options.absorbed else n * dim * (dim + m)
@@ -305,75 +225,6 @@ def update_pallas(
     rows = heads * padded(m)
     scratch = [(rows, n), (rows, dim)] if options.absorbed else [(SUBLANES, LANES), (n, dim)]
     exponentials = b * n * (heads * m + hidden)
-    (z,) = call(update_kernel, options, (z, q, k, v), params, [z.shape], scratch, flops, exponentials)
+    tokens, params = (z, q, memory.k, v), params._replace(k_norm=None)  # the keys are normalised
+    (z,) = call(update_kernel, options, tokens, params, [z.shape], scratch, flops, exponentials)
     return z
-
-
-def with_reference_gradient(reference: Callable, kernel: Callable) -> Callable:
-    """f(options, *arrays): `kernel` on TPUs, `reference` elsewhere, and the reference's gradient."""
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def fused(options: Options, *arrays: Any) -> Any:
-        if options.interpret:
-            return kernel(options, *arrays)
-        on_tpu, elsewhere = (functools.partial(f, options) for f in (kernel, reference))
-        return jax.lax.platform_dependent(*arrays, tpu=on_tpu, default=elsewhere)
-
-    def forward(options: Options, *arrays: Any) -> tuple[Any, Any]:
-        return fused(options, *arrays), arrays
-
-    def backward(options: Options, arrays: Any, cotangents: Any) -> Any:
-        return jax.vjp(functools.partial(reference, options), *arrays)[1](cotangents)
-
-    fused.defvjp(forward, backward)
-    return fused
-
-
-gather_fused = with_reference_gradient(gather_reference, gather_pallas)
-update_fused = with_reference_gradient(update_reference, update_pallas)
-
-
-def check_options(qk_norm: str, out_proj: bool) -> None:
-    """Raises UserError for options of LookupViT that there are no kernels for."""
-    for name, value, wrong in (("qk_norm", qk_norm, "head"), ("out_proj", out_proj, False)):
-        if value == wrong:
-            raise UserError(f"cross_impl='fused' has no kernel for {name}={value!r}; use cross_impl='auto'")
-
-
-def affine(module: nnx.Linear | LayerNorm, dtype: Any) -> Affine:
-    """A layer's arrays as the kernels take them."""
-    if isinstance(module, LayerNorm):
-        return module.scale[...], module.bias[...]
-    return module.kernel[...].astype(dtype), module.bias[...]
-
-
-def gather_tokens(
-    gather: Gather, z_p: Float[Array, "b m d"], z_l: Float[Array, "b n d"]
-) -> tuple[Float[Array, "b m d"], Float[Array, "b m d"], Float[Array, "b n d"]]:
-    """(update of z_p, Q, K) of `gather`, by the first kernel."""
-    (m, dim), n, dtype, heads = z_p.shape[1:], z_l.shape[1], z_l.dtype, gather.num_heads
-    q = gather.q(z_p if gather.norm_p is None else gather.norm_p(z_p))
-    q = q if gather.q_norm.norm is None else gather.q_norm.norm(q)
-    norms = (None if norm is None else affine(norm, dtype) for norm in (gather.norm_l, gather.k_norm.norm))
-    norm, k_norm = norms
-    params = GatherParams(norm, affine(gather.k, dtype), k_norm, affine(gather.v, dtype))
-    options = Options(heads, absorb(gather.impl, n, m, dim, heads), eps=gather.eps)
-    mixed, k = gather_fused(options, z_l, q, params)
-    return gather.out(mixed), q, k
-
-
-def update_tokens(
-    infuse: Infuse,
-    norm: LayerNorm,
-    mlp: Mlp,
-    z_p: Float[Array, "b m d"],
-    z_l: Float[Array, "b n d"],
-    q: Float[Array, "b m d"],
-    k: Float[Array, "b n d"],
-) -> Float[Array, "b n d"]:
-    """z_l after infusion and lookup MLP, by the second kernel; `q` and `k` come from `gather_tokens`."""
-    (m, dim), n, dtype, heads = z_p.shape[1:], z_l.shape[1], z_l.dtype, infuse.num_heads
-    v = infuse.v(z_p if infuse.norm_p is None else infuse.norm_p(z_p))
-    params = UpdateParams(*(affine(layer, dtype) for layer in (infuse.out, norm, mlp.fc1, mlp.fc2)))
-    absorbed = absorb(infuse.impl, n, m, dim, heads)
-    return update_fused(Options(heads, absorbed, infuse.reuse, mlp.gelu, norm.eps), z_l, q, k, v, params)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from lookupjax.attention import create_mixer
 from lookupjax.attention.lookup import Gather, Infuse
-from lookupjax.attention.lookup_tpu import check_options, gather_tokens, update_tokens
+from lookupjax.attention.lookup_fused import check_options, gather_tokens, update_tokens
 from lookupjax.attention.mixer import is_tapped
 from lookupjax.errors import UserError
 from lookupjax.layers.embed import PatchEmbed, token_grid
@@ -137,7 +137,7 @@ class LookupBlock(nnx.Module):
         random = rngs is not None and (self.dropout > 0 or not isinstance(drop_path, float) or drop_path > 0)
         fused = cross.gather.impl == "fused" and not random and not is_tapped(cross)
         if fused:
-            update, q, k = gather_tokens(cross.gather, z_p, z_l)
+            update, q, memory = gather_tokens(cross.gather, z_p, z_l)
         else:
             update, scores, weights = cross.gather(z_p, z_l)
         z_p = add(z_p, update)
@@ -145,7 +145,8 @@ class LookupBlock(nnx.Module):
         z_p = add(z_p, refined)
         z_p = add_branch(z_p, self.mlp(self.mlp_norm(z_p), rngs=rngs), drop_path, rngs)
         if fused:
-            return z_p, update_tokens(cross.infuse, self.lookup_norm, self.lookup_mlp, z_p, z_l, q, k), aux
+            layers = cross.gather, cross.infuse, self.lookup_norm, self.lookup_mlp
+            return z_p, update_tokens(*layers, z_p, z_l, q, memory), aux
         z_l = add(z_l, cross.infuse(z_p, scores, weights))
         z_l = add_branch(z_l, self.lookup_mlp(self.lookup_norm(z_l), rngs=rngs), drop_path, rngs)
         return z_p, z_l, aux

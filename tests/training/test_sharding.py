@@ -141,7 +141,16 @@ def test_ahead_of_time_for_a_tpu(here, capsys):
     assert aot.main(arguments("--topology=v5e:2x2")) == 0
     text = capsys.readouterr().out
     assert "on 4 x TPU v5 lite" in text and "of 16.00 GiB" in text and "floor of the step time" in text
-    assert len(aot.tpu_devices("v4:2x2x1")) == 4  # its two cores are one device
+    assert len(aot.topology_devices("v4:2x2x1")) == 4  # its two cores are one device
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="no CUDA plugin (extra: cuda)")
+def test_ahead_of_time_for_gpus(here, capsys):
+    assert aot.main(arguments("--topology=h100:8")) == 0
+    text = capsys.readouterr().out
+    assert "on 8 x NVIDIA H100" in text and "GiB" in text and "floor of the step time" in text
+    assert "all-gather" in text and "memory traffic             0.00" not in text
+    assert len(aot.topology_devices("h100:16")) == 16
 
 
 def test_what_does_not_fit_is_named():
@@ -162,9 +171,15 @@ def test_what_does_not_fit_is_named():
 def test_bad_topologies(here):
     with pytest.raises(UserError, match="either --topology"):
         aot.main(arguments())
-    if importlib.util.find_spec("libtpu"):
+    for wrong in ("v99:2x2", "v5e"):
         with pytest.raises(UserError, match="a chip of"):
-            aot.main(arguments("--topology=v99:2x2"))
-    else:
+            aot.main(arguments(f"--topology={wrong}"))
+    for wrong in ("h100:0", "h100:12", "h100:2x2"):
+        with pytest.raises(UserError, match="from 1 to 8 or a multiple of 8"):
+            aot.main(arguments(f"--topology={wrong}"))
+    if not importlib.util.find_spec("jax_cuda13_plugin"):
+        with pytest.raises(UserError, match="needs jax_cuda13_plugin: pip install"):
+            aot.main(arguments("--topology=h100:8"))
+    if not importlib.util.find_spec("libtpu"):
         with pytest.raises(UserError, match="needs libtpu"):
             aot.main(arguments("--topology=v5e:2x2"))

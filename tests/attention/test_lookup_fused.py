@@ -1,0 +1,136 @@
+"""LookupViT's kernels: against XLA's formulas in interpret mode, and compiled for chips that are not here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lookupjax import create_model
+from lookupjax.aot import topology_devices
+from lookupjax.attention.lookup_gpu import gather_gpu, update_gpu
+from lookupjax.attention.lookup_path import (
+    GatherParams,
+    Options,
+    UpdateParams,
+    gather_xla,
+    update_xla,
+)
+from lookupjax.attention.lookup_tpu import gather_tpu, lane_groups, update_tpu
+from lookupjax.errors import UserError
+
+FORMS = [  # n, m, dim, heads, absorbed, reuse, gelu, norms
+    (21, 5, 48, 3, True, "transpose", "tanh", True),
+    (21, 5, 48, 3, False, "renorm", "exact", False),
+    (70, 20, 64, 2, False, "softmax", "exact", True),
+    (33, 20, 256, 4, True, "softmax", "exact", True),
+    (67, 17, 40, 2, False, "transpose", "tanh", True),
+]
+
+
+def arguments(n, m, dim, dtype, norms, make):
+    """Images, then parameters, as `make(shape, dtype, scale)` gives them."""
+    weight, row = lambda *s: make(s, dtype, s[0] ** -0.5), lambda d: make((d,), jnp.float32, 0.3)
+    layer = lambda a, b: (weight(a, b), row(b))  # noqa: E731
+    norm = lambda: (row(dim), row(dim))  # noqa: E731
+    gather = GatherParams(
+        norm() if norms else None, layer(dim, dim), norm() if norms else None, layer(dim, dim)
+    )
+    update = UpdateParams(None, layer(dim, dim), norm(), layer(dim, dim // 2), layer(dim // 2, dim))
+    z, q, v = (make((2, k, dim), dtype, 1.0) for k in (n, m, m))
+    return z, q, v, gather, update
+
+
+XLA, TPU, GPU = (gather_xla, update_xla), (gather_tpu, update_tpu), (gather_gpu, update_gpu)
+
+
+def path(functions, options, z, q, v, gather, update):
+    mixed, memory = functions[0](options, z, q, gather)
+    # the keys are an input of both: their gradient is the sum of two
+    return mixed, functions[1](options, z, q, memory, v, update._replace(k_norm=gather.k_norm))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_grads(functions, options, *arrays):
+    def loss(*arrays):
+        out = path(functions, options, *arrays)
+        return sum(jnp.sin(x.astype(jnp.float32)).sum() for x in out), out
+
+    return jax.grad(loss, argnums=tuple(range(len(arrays))), has_aux=True)(*arrays)
+
+
+def made(n, m, dim, dtype, norms):
+    random = np.random.default_rng(0)
+    return arguments(n, m, dim, dtype, norms, lambda s, t, scale: jnp.asarray(random.normal(0, scale, s), t))
+
+
+@pytest.mark.parametrize("n, m, dim, heads, absorbed, reuse, gelu, norms", FORMS)
+def test_kernels_compute_what_xla_does(n, m, dim, heads, absorbed, reuse, gelu, norms):
+    arrays, options = made(n, m, dim, jnp.float32, norms), Options(heads, absorbed, reuse, gelu)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(np.abs(b).max(), 1.0))
+
+    with jax.default_matmul_precision("highest"):
+        expected = value_and_grads(XLA, options, *arrays)
+        # the other order of products is an independent formula for the same numbers
+        other = value_and_grads(XLA, options._replace(absorbed=not absorbed), *arrays)
+        jax.tree.map(close, other, expected)
+        for kernels in (TPU, GPU):
+            got = value_and_grads(kernels, options._replace(interpret=True), *arrays)
+            jax.tree.map(close, got, expected)
+
+
+@pytest.mark.parametrize(
+    "n, m, absorbed, reuse, gelu", [(33, 9, True, "renorm", "tanh"), (18, 16, False, "transpose", "exact")]
+)
+def test_kernels_lose_as_little_to_bfloat16_as_xla(n, m, absorbed, reuse, gelu):
+    """Values and gradients, by their distance from what float32 makes of the same inputs."""
+    arrays, options = made(n, m, 256, jnp.bfloat16, True), Options(4, absorbed, reuse, gelu)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+    with jax.default_matmul_precision("highest"):
+        exact = value_and_grads(XLA, options, *exact)
+    distance = lambda a, b: np.sqrt(np.mean(np.square(np.asarray(a, np.float32) - b)))  # noqa: E731
+    xla = jax.tree.map(distance, value_and_grads(XLA, options, *arrays), exact)
+    for kernels in (TPU, GPU):
+        got = jax.tree.map(
+            distance, value_and_grads(kernels, options._replace(interpret=True), *arrays), exact
+        )
+        jax.tree.map(lambda kernel, xla: np.testing.assert_array_less(kernel, 4 * xla), got, xla)
+
+
+def test_narrow_heads_share_a_register():
+    assert lane_groups(768, 12) == 2 and lane_groups(1024, 8) == 1
+    assert lane_groups(192, 3) == 3  # three heads of 64 do not pair: all at once
+
+
+@pytest.mark.parametrize("options", [dict(qk_norm="head"), dict(out_proj=False)])
+def test_options_without_a_kernel(options):
+    with pytest.raises(UserError, match="no kernel for"):
+        create_model("lookupvit_mu", cross_impl="fused", **options)
+
+
+@pytest.mark.parametrize("m, dtype", [(25, jnp.bfloat16), (200, jnp.float32)])
+def test_kernels_and_their_gradients_compile_for_h100(m, dtype):
+    """Triton's limits (sides of powers of two, shared memory, bounds known at compile time) show here alone."""
+    pytest.importorskip("jax_cuda13_plugin", reason="needs the CUDA plugin: pip install -e '.[cuda]'")
+    mesh = jax.sharding.Mesh(topology_devices("h100:1"), ("chip",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = arguments(196, m, 192, dtype, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t, sharding=place))
+    text = value_and_grads.lower(GPU, Options(3, False), *shapes).compile().as_text()
+    names = "statistics attend attend_gradient write_back write_back_gradient mlp".split()
+    assert all(f'name = "{name}_kernel"' in text for name in names)
+
+
+@pytest.mark.parametrize("absorbed", [True, False])
+def test_kernels_compile_for_tpu(absorbed):
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
+    mesh = jax.sharding.Mesh(topology_devices("v5e:2x2")[:1], ("chip",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = arguments(
+        196, 25, 768, jnp.bfloat16, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t, sharding=place)
+    )
+    program = jax.jit(path, static_argnums=(0, 1)).lower(TPU, Options(12, absorbed), *shapes).compile()
+    text = program.as_text()
+    assert "gather_kernel" in text and "update_kernel" in text
