@@ -46,8 +46,7 @@ from lookupjax.attention.lookup_path import (
 from lookupjax.layers.mlp import gelu
 from lookupjax.layers.norm import layer_norm
 
-MAX_COMPRESSED = 256  # compressed tokens of one image, all in one tile
-MAX_CHANNELS = 128  # of one head
+COMPRESSED_BYTES = 2**15  # of one head's channels of all compressed tokens: one tile
 STATISTICS_TILE, STATISTICS_CHUNK = 32, 128  # tokens, channels at a time
 MLP_HIDDEN, MLP_MAX_HIDDEN = 128, 512  # values of the hidden layer in one tile, and in all
 MLP_MANY_TOKENS = 2**14  # from which on large tiles keep a GPU's processors busy
@@ -516,16 +515,18 @@ def mlp(
 # The path
 
 
-def kernels_serve(options: Options, m: int, dim: int) -> bool:
-    """Whether the cross-attention's tiles fit into registers."""
-    return m <= MAX_COMPRESSED and dim // options.num_heads <= MAX_CHANNELS
+def kernels_serve(options: Options, q: Float[Array, "b m d"]) -> bool:
+    """Whether the compressed tokens fit on the chip."""
+    _, m, dim = q.shape
+    values = power_of_two(m) * power_of_two(dim // options.num_heads)
+    return values * q.dtype.itemsize <= COMPRESSED_BYTES
 
 
 def gather_gpu(
     options: Options, z: Float[Array, "b n d"], q: Float[Array, "b m d"], params: GatherParams
 ) -> tuple[Float[Array, "b m d"], Memory]:
     """`gather_xla` with `statistics` and `attend`."""
-    if not kernels_serve(options, *q.shape[1:]):
+    if not kernels_serve(options, q):
         return gather_xla(options, z, q, params)
     z = z if params.norm is None else layer_norm(z, *params.norm, options.eps).astype(z.dtype)
     k = dense(z, params.k)
@@ -545,7 +546,7 @@ def update_gpu(
     params: UpdateParams,
 ) -> Float[Array, "b n d"]:
     """`update_xla` with `write_back` and `mlp`."""
-    if not kernels_serve(options, *q.shape[1:]):
+    if not kernels_serve(options, q):
         return update_xla(options, z, q, memory, v, params)
     keys = keys_of(memory.k, memory.mean, memory.rstd, params.k_norm)
     z = z + dense(write_back(options, q.astype(jnp.float32), keys, memory.lse, v), params.out)

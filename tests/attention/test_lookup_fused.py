@@ -111,15 +111,22 @@ def test_options_without_a_kernel(options):
         create_model("lookupvit_mu", cross_impl="fused", **options)
 
 
-@pytest.mark.parametrize("m, dtype", [(25, jnp.bfloat16), (200, jnp.float32)])
+@pytest.mark.parametrize("m, kernels", [(128, True), (129, False)])
+def test_more_compressed_tokens_than_fit_on_a_gpu_are_left_to_xla(m, kernels):
+    shapes = arguments(150, m, 192, jnp.float32, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t))
+    program = str(jax.make_jaxpr(functools.partial(path, GPU, Options(3, False)))(*shapes))
+    assert ("attend_kernel" in program) == ("write_back_kernel" in program) == kernels
+
+
+@pytest.mark.parametrize("m, dtype", [(25, jnp.bfloat16), (128, jnp.float32)])
 def test_kernels_and_their_gradients_compile_for_h100(m, dtype):
-    """Triton's limits (sides of powers of two, shared memory, bounds known at compile time) show here alone."""
+    """Triton's limits (powers of two, shared memory, bounds known at compile time) show here alone."""
     pytest.importorskip("jax_cuda13_plugin", reason="needs the CUDA plugin: pip install -e '.[cuda]'")
     mesh = jax.sharding.Mesh(topology_devices("h100:1"), ("chip",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = arguments(196, m, 192, dtype, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t, sharding=place))
     text = value_and_grads.lower(GPU, Options(3, False), *shapes).compile().as_text()
-    names = "statistics attend attend_gradient write_back write_back_gradient mlp".split()
+    names = ["statistics", "attend", "attend_gradient", "write_back", "write_back_gradient", "mlp"]
     assert all(f'name = "{name}_kernel"' in text for name in names)
 
 
