@@ -5,8 +5,8 @@ A = softmax_N(Q K^T / sqrt(c)), and after their refinement write back through th
 The arithmetic is in the plain functions `gather` and `infuse`; the modules add projections and norms.
 Where there are few compressed tokens, projecting all lookup tokens costs more than attending to them
 unprojected: the `_absorbed` forms compute the same from the same parameters with the projections of values
-(gathering) and outputs (infusion) folded into the products with A. `lookup_tpu` has the whole path of the
-lookup tokens in two TPU kernels.
+(gathering) and outputs (infusion) folded into the products with A. `lookup_fused` has the whole path of the
+lookup tokens in kernels.
 """
 
 import jax
@@ -78,12 +78,14 @@ def infuse(weights: Float[Array, "b h m n"], v: Float[Array, "b h m c"]) -> Floa
     return jnp.einsum("bhmn,bhmc->bhnc", weights.astype(v.dtype), v)
 
 
-def absorb(impl: str, n: int, m: int, dim: int, num_heads: int) -> bool:
+def absorb(impl: str, n: int, m: int, dim: int, num_heads: int, dtype: DTypeLike) -> bool:
     """Whether `impl` folds the projections into the attention for n lookup and m compressed tokens.
 
     Per image, projecting all n lookup tokens costs n dim^2 + n m dim products and moves n dim values that
     the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" and "fused"
-    compare these, at `MACS_PER_ELEMENT` for each value moved.
+    compare these, at `MACS_PER_ELEMENT` for each value moved. In 16 bits, "auto" counts the copies as well
+    that XLA's program for H100 makes for the layouts of the library's products: each tensor is written and
+    read twice, and once more where 8 does not divide a side.
 
     Raises:
       UserError: for an unknown `impl`.
@@ -92,9 +94,13 @@ def absorb(impl: str, n: int, m: int, dim: int, num_heads: int) -> bool:
         raise UserError(f"cross_impl={impl!r} is unknown; choose one of {IMPLEMENTATIONS}")
     if impl in ("plain", "absorbed"):
         return impl == "absorbed"
-    plain = n * dim * (dim + m + MACS_PER_ELEMENT)
-    absorbed = m * dim * (num_heads * n + dim + num_heads * MACS_PER_ELEMENT)
-    return absorbed < plain
+    by_token, by_head = n * dim, num_heads * m * dim
+    plain, absorbed = by_token, by_head  # values moved
+    if impl == "auto" and jnp.dtype(dtype).itemsize == 2:
+        padded = by_head * (num_heads * m % 8 > 0) + 2 * by_token * (n % 8 > 0)
+        plain, absorbed = 4 * by_token, 4 * by_head + padded
+    plain = by_token * (dim + m) + MACS_PER_ELEMENT * plain
+    return by_head * n + m * dim * dim + MACS_PER_ELEMENT * absorbed < plain
 
 
 def gather_absorbed(
@@ -158,7 +164,7 @@ class Gather(TokenMixer):
         if self.norm_p is not None:
             z_p, z_l = self.norm_p(z_p), self.norm_l(z_l)
         n, (m, d) = z_l.shape[1], z_p.shape[1:]
-        absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads)
+        absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads, z_p.dtype)
         q = self.tap("q", self.q_norm(self.q(z_p)))
         k, v = (self.k(z_l), None) if absorbed else together(self.k, self.v, z_l, self.num_heads)
         k = self.tap("k", self.k_norm(k))
@@ -207,7 +213,11 @@ class Infuse(TokenMixer):
         v = self.tap("v", split_heads(self.v(z_p), self.num_heads))
         weights = self.tap("weights", infusion_weights(scores, weights, self.reuse))
         n, (m, d) = weights.shape[-1], z_p.shape[1:]
-        if self.out is not None and self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads):
+        if (
+            self.out is not None
+            and self.tap_fn is None
+            and absorb(self.impl, n, m, d, self.num_heads, z_p.dtype)
+        ):
             return infuse_absorbed(weights, v, self.out.kernel[...], self.out.bias[...])
         mixed = merge_heads(infuse(weights, v))
         return self.tap("output", self.out(mixed) if self.out is not None else mixed)

@@ -52,7 +52,7 @@ def gather_tokens(
     q = q if gather.q_norm.norm is None else gather.q_norm.norm(q)
     layers = gather.norm_l, gather.k, gather.k_norm.norm, gather.v
     params = GatherParams(*(affine(layer, z_l.dtype) for layer in layers))
-    options = Options(heads, absorb(gather.impl, n, m, dim, heads), eps=gather.eps)
+    options = Options(heads, absorb(gather.impl, n, m, dim, heads, z_l.dtype), eps=gather.eps)
     tpu, cuda, xla = (functools.partial(f, options) for f in (gather_tpu, gather_gpu, gather_xla))
     mixed, memory = jax.lax.platform_dependent(z_l, q, params, tpu=tpu, cuda=cuda, default=xla)
     return gather.out(mixed), q, memory
@@ -73,6 +73,8 @@ def update_tokens(
     v = infuse.v(z_p if infuse.norm_p is None else infuse.norm_p(z_p))
     layers = gather.k_norm.norm, infuse.out, norm, mlp.fc1, mlp.fc2
     params = UpdateParams(*(affine(layer, z_l.dtype) for layer in layers))
-    options = Options(heads, absorb(infuse.impl, n, m, dim, heads), infuse.reuse, mlp.gelu, norm.eps)
+    options = Options(
+        heads, absorb(infuse.impl, n, m, dim, heads, z_l.dtype), infuse.reuse, mlp.gelu, norm.eps
+    )
     tpu, cuda, xla = (functools.partial(f, options) for f in (update_tpu, update_gpu, update_xla))
     return jax.lax.platform_dependent(z_l, q, memory, v, params, tpu=tpu, cuda=cuda, default=xla)

@@ -36,6 +36,7 @@ from lookupjax.attention.lookup_path import (
     Memory,
     Options,
     UpdateParams,
+    by_images,
     dense,
     gather_xla,
     lookup_mlp,
@@ -199,7 +200,7 @@ def call(
     inputs: Any,
     outputs: Sequence[tuple[tuple[int, ...], Any]],
 ) -> Sequence[Array]:
-    """Runs `kernel(options, inputs, *outputs)`, whose first grid axis is the image.
+    """Runs `kernel(options, inputs, *outputs)` for every image and point of `grid`, the program's other axes.
 
     The first of the inputs is Q; `outputs` are shapes and dtypes. Arrays of two and more axes are seen
     without their first, the image's; those of one are parameters, seen whole.
@@ -214,17 +215,20 @@ def call(
             return pl.BlockSpec(shape, lambda *_: (0,))
         return pl.BlockSpec((None, *shape[1:]), lambda i, *_: (i, *(0 for _ in shape[1:])))
 
-    run = pl.pallas_call(
-        body,
-        grid=grid,
-        in_specs=[block(x.shape) for x in flat],
-        out_specs=[block(shape) for shape, _ in outputs],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
-        compiler_params=plgpu.CompilerParams(num_warps=lookup_tile(flat[0].shape[1])[1], num_stages=2),
-        interpret=options.interpret,
-        name=kernel.__name__,
-    )
-    return run(*flat)
+    def run(*arrays: Array) -> Sequence[Array]:
+        images = len(arrays[0])
+        return pl.pallas_call(
+            body,
+            grid=(images, *grid),
+            in_specs=[block(x.shape) for x in arrays],
+            out_specs=[block(shape) for shape, _ in outputs],
+            out_shape=[jax.ShapeDtypeStruct((images, *shape[1:]), dtype) for shape, dtype in outputs],
+            compiler_params=plgpu.CompilerParams(num_warps=lookup_tile(arrays[0].shape[1])[1], num_stages=2),
+            interpret=options.interpret,
+            name=kernel.__name__,
+        )(*arrays)
+
+    return by_images(run, flat, [x.ndim > 1 for x in flat])
 
 
 # The keys' norm
@@ -248,17 +252,21 @@ def statistics_kernel(options: Options, k_ref: Any, mean_ref: Any, rstd_ref: Any
 @with_xla_gradient(statistics_xla)
 def statistics(options: Options, k: Float[Array, "b n d"]) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
     """(mean, 1 / std) of every token's keys: XLA would read them from memory twice."""
-    tokens = k.reshape(-1, k.shape[-1])
-    run = pl.pallas_call(
-        functools.partial(statistics_kernel, options),
-        grid=(-(-len(tokens) // STATISTICS_TILE),),
-        out_shape=[jax.ShapeDtypeStruct((len(tokens),), jnp.float32)] * 2,
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
-        interpret=options.interpret,
-        name="statistics_kernel",
-    )
-    mean, rstd = run(tokens)
-    return mean.reshape(k.shape[:2]), rstd.reshape(k.shape[:2])
+
+    def run(k: Array) -> Sequence[Array]:
+        tokens = k.reshape(-1, k.shape[-1])
+        found = pl.pallas_call(
+            functools.partial(statistics_kernel, options),
+            grid=(-(-len(tokens) // STATISTICS_TILE),),
+            out_shape=[jax.ShapeDtypeStruct((len(tokens),), jnp.float32)] * 2,
+            compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+            interpret=options.interpret,
+            name="statistics_kernel",
+        )(tokens)
+        return [x.reshape(k.shape[:2]) for x in found]
+
+    mean, rstd = by_images(run, [k], [True])
+    return mean, rstd
 
 
 # Gathering: A V
@@ -307,9 +315,8 @@ def attend(
     options: Options, q: Float[Array, "b m d"], keys: Keys, v: Float[Array, "b n d"]
 ) -> tuple[Float[Array, "b m d"], Float[Array, "b h m"]]:
     """(A V, log-sum-exp of the scores), both float32; the latter is for `write_back` and has no gradient."""
-    b, m, _ = q.shape
-    outputs = [(q.shape, jnp.float32), ((b, options.num_heads, m), jnp.float32)]
-    mixed, lse = call(attend_kernel, options, (b, options.num_heads), (q, keys, v), outputs)
+    outputs = [(q.shape, jnp.float32), ((*q.shape[:1], options.num_heads, q.shape[1]), jnp.float32)]
+    mixed, lse = call(attend_kernel, options, (options.num_heads,), (q, keys, v), outputs)
     return mixed, lse
 
 
@@ -324,8 +331,7 @@ def attend_backward(options: Options, residuals: Any, cotangents: Any) -> Any:
     both = (mixed * g).reshape(by_head)
     rowsum = both.sum(-1).swapaxes(1, 2)
     inputs, outputs = (q, keys, v, lse, g, rowsum), [(x.shape, x.dtype) for x in (q, v, v)]
-    grid = q.shape[0], options.num_heads
-    dq, dk, dv = call(attend_gradient_kernel, options, grid, inputs, outputs)
+    dq, dk, dv = call(attend_gradient_kernel, options, (options.num_heads,), inputs, outputs)
     return dq, *jax.vjp(normalised, keys)[1](dk), dv
 
 
@@ -401,7 +407,7 @@ def write_back(
 ) -> Float[Array, "b n d"]:
     """W^T V', its heads merged; `lse` is that of the scores of `q` and `keys` and gets no gradient."""
     tiles = -(-keys.k.shape[1] // lookup_tile(q.shape[1])[0])
-    grid = q.shape[0], options.num_heads, tiles
+    grid = options.num_heads, tiles
     outputs = [(keys.k.shape, v.dtype)]
     (mixed,) = call(write_back_kernel, options, grid, (q, keys, lse, v), outputs)
     return mixed
@@ -414,7 +420,7 @@ def write_back_forward(options: Options, *inputs: Any) -> tuple[Any, Any]:
 def write_back_backward(options: Options, residuals: Any, g: Any) -> Any:
     q, keys, lse, v = residuals
     outputs = [(x.shape, x.dtype) for x in (q, keys.k, v)]
-    grid = q.shape[0], options.num_heads
+    grid = (options.num_heads,)
     dq, dk, dv = call(write_back_gradient_kernel, options, grid, (*residuals, g), outputs)
     return dq, *jax.vjp(normalised, keys)[1](dk), jnp.zeros_like(lse), dv
 
@@ -497,19 +503,22 @@ def mlp(
     options: Options, z: Float[Array, "b n d"], norm: Affine, fc1: Affine, fc2: Affine
 ) -> Float[Array, "b n d"]:
     """`lookup_mlp` as one kernel, or in XLA where that has no tiling."""
-    tokens = z.reshape(-1, z.shape[-1])
-    tiling = mlp_tiling(len(tokens), fc1[0].shape[1], z.dtype)
+    tiling = mlp_tiling(math.prod(z.shape[:-1]), fc1[0].shape[1], z.dtype)
     if tiling is None:
         return lookup_mlp(options, z, norm, fc1, fc2)
-    run = pl.pallas_call(
-        lambda *refs: mlp_kernel(options, tiling, refs[:-1], refs[-1]),
-        grid=(-(-len(tokens) // tiling.tokens),),
-        out_shape=jax.ShapeDtypeStruct(tokens.shape, z.dtype),
-        compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=2),
-        interpret=options.interpret,
-        name="mlp_kernel",
-    )
-    return run(tokens, *norm, *fc1, *fc2).reshape(z.shape)
+
+    def run(z: Array, *params: Array) -> Array:
+        tokens = z.reshape(-1, z.shape[-1])
+        return pl.pallas_call(
+            lambda *refs: mlp_kernel(options, tiling, refs[:-1], refs[-1]),
+            grid=(-(-len(tokens) // tiling.tokens),),
+            out_shape=jax.ShapeDtypeStruct(tokens.shape, z.dtype),
+            compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=2),
+            interpret=options.interpret,
+            name="mlp_kernel",
+        )(tokens, *params).reshape(z.shape)
+
+    return by_images(run, (z, *norm, *fc1, *fc2), [True] + [False] * 6)
 
 
 # The path

@@ -19,7 +19,7 @@ TPU v5e ahead of time by the tests and checked in interpret mode; they have not 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from lookupjax.attention.lookup_path import (
     Memory,
     Options,
     UpdateParams,
+    by_images,
     gather_xla,
     normalised_keys,
     products,
@@ -155,10 +156,11 @@ def call(
     scratch: list[tuple[int, int]],
     flops: int,
     exponentials: int,
-) -> tuple[Array, ...]:
+) -> Sequence[Array]:
     """Runs `kernel` on one image after another, its parameters staying in vector memory.
 
-    The cost that XLA is told is the kernel's traffic: tokens once in and once out, parameters once.
+    `outputs` are shapes of one image's, `flops` and `exponentials` are of one image too. The cost that XLA is
+    told is the kernel's traffic: tokens once in and once out, parameters once.
     """
     dtype = tokens[0].dtype
     rows = jax.tree.map(lambda p: p[None] if p.ndim == 1 else p, params)
@@ -171,26 +173,31 @@ def call(
     def one_image(shape: tuple[int, ...]) -> pl.BlockSpec:
         return pl.BlockSpec((1, *shape[1:]), lambda i: (i, 0, 0))
 
-    moved = (*tokens, *flat)
-    written = sum(math.prod(shape) for shape in outputs) * dtype.itemsize
-    run = pl.pallas_call(
-        body,
-        grid=(tokens[0].shape[0],),
-        in_specs=[one_image(x.shape) for x in tokens]
-        + [pl.BlockSpec(p.shape, lambda i: (0, 0)) for p in flat],
-        out_specs=[one_image(shape) for shape in outputs],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape in outputs],
-        scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT),
-        cost_estimate=pl.CostEstimate(
-            flops=flops,
-            bytes_accessed=written + sum(x.size * x.dtype.itemsize for x in moved),
-            transcendentals=exponentials,
-        ),
-        interpret=options.interpret,
-        name=kernel.__name__,
-    )
-    return tuple(run(*tokens, *flat))
+    def run(*arrays: Array) -> Sequence[Array]:
+        images = len(arrays[0])
+        written = images * sum(math.prod(shape) for shape in outputs) * dtype.itemsize
+        return pl.pallas_call(
+            body,
+            grid=(images,),
+            in_specs=[one_image(x.shape) for x in tokens]
+            + [pl.BlockSpec(p.shape, lambda i: (0, 0)) for p in flat],
+            out_specs=[one_image((images, *shape)) for shape in outputs],
+            out_shape=[jax.ShapeDtypeStruct((images, *shape), dtype) for shape in outputs],
+            scratch_shapes=[pltpu.VMEM(shape, dtype) for shape in scratch],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT
+            ),
+            cost_estimate=pl.CostEstimate(
+                flops=images * flops,
+                bytes_accessed=written + sum(x.size * x.dtype.itemsize for x in arrays),
+                transcendentals=images * exponentials,
+            ),
+            interpret=options.interpret,
+            name=kernel.__name__,
+        )(*arrays)
+
+    of_images = [True] * len(tokens) + [False] * len(flat)
+    return by_images(run, (*tokens, *flat), of_images)
 
 
 @with_xla_gradient(gather_xla)
@@ -198,13 +205,12 @@ def gather_tpu(
     options: Options, z: Float[Array, "b n d"], q: Float[Array, "b m d"], params: GatherParams
 ) -> tuple[Float[Array, "b m d"], Memory]:
     """`gather_xla` as one kernel."""
-    (b, n, dim), m, heads = z.shape, q.shape[1], options.num_heads
+    (n, dim), m, heads = z.shape[1:], q.shape[1], options.num_heads
     values = m * dim * (heads * n + dim) if options.absorbed else n * dim * (dim + m)
-    flops = 2 * b * (n * dim * (dim + m) + values)
+    flops = 2 * (n * dim * (dim + m) + values)
     scratch = [(heads * padded(m), n)] if options.absorbed else [(SUBLANES, LANES)]
-    mixed, k = call(
-        gather_kernel, options, (z, q), params, [q.shape, z.shape], scratch, flops, b * heads * m * n
-    )
+    outputs = [q.shape[1:], z.shape[1:]]
+    mixed, k = call(gather_kernel, options, (z, q), params, outputs, scratch, flops, heads * m * n)
     return mixed, normalised_keys(options, k, m)
 
 
@@ -218,13 +224,13 @@ def update_tpu(
     params: UpdateParams,
 ) -> Float[Array, "b n d"]:
     """`update_xla` as one kernel."""
-    (b, n, dim), m, heads = z.shape, q.shape[1], options.num_heads
+    (n, dim), m, heads = z.shape[1:], q.shape[1], options.num_heads
     hidden = params.fc1[0].shape[1]
     values = m * dim * (heads * n + dim) if options.absorbed else n * dim * (dim + m)
-    flops = 2 * b * (n * m * dim + values + 2 * n * dim * hidden)
+    flops = 2 * (n * m * dim + values + 2 * n * dim * hidden)
     rows = heads * padded(m)
     scratch = [(rows, n), (rows, dim)] if options.absorbed else [(SUBLANES, LANES), (n, dim)]
-    exponentials = b * n * (heads * m + hidden)
+    exponentials = n * (heads * m + hidden)
     tokens, params = (z, q, memory.k, v), params._replace(k_norm=None)  # the keys are normalised
-    (z,) = call(update_kernel, options, tokens, params, [z.shape], scratch, flops, exponentials)
+    (z,) = call(update_kernel, options, tokens, params, [z.shape[1:]], scratch, flops, exponentials)
     return z

@@ -111,6 +111,25 @@ def test_options_without_a_kernel(options):
         create_model("lookupvit_mu", cross_impl="fused", **options)
 
 
+@pytest.mark.parametrize("kernels", [TPU, GPU])
+def test_every_device_works_on_its_own_images(kernels):
+    """XLA cannot split a kernel: left to itself it gathers all images on every device."""
+    auto = jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(auto, auto))
+    n, m, dim = 10, 4, 32
+    z, q, v, *params = made(n, m, dim, jnp.float32, True)
+    z, q, v = (jnp.concatenate([x, 2.0 * x, -x, 0.5 * x]) for x in (z, q, v))
+    options = Options(2, False, interpret=True)
+    expected = path(XLA, options, z, q, v, *params)
+    images = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    split = [jax.device_put(x, images) for x in (z, q, v)]
+    compiled = jax.jit(functools.partial(path, kernels, options)).lower(*split, *params).compile()
+    assert "all-gather" not in compiled.as_text()
+    got = compiled(*split, *params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected)
+    assert all(x.sharding.is_equivalent_to(images, x.ndim) for x in got)
+
+
 @pytest.mark.parametrize("m, kernels", [(128, True), (129, False)])
 def test_more_compressed_tokens_than_fit_on_a_gpu_are_left_to_xla(m, kernels):
     shapes = arguments(150, m, 192, jnp.float32, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t))
