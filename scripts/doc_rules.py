@@ -63,7 +63,7 @@ DEPENDENCY = (
     (r",prune_ratio=[\d.]+", ",depth=3"),
 )
 DRY = "--dry-run configs/quickstart.py"
-LIBTPU = "compiles for TPUs, which needs libtpu (extra tpu) and minutes of a core per program"
+LIBTPU = "compiles for accelerators, which needs the extra tpu or cuda and minutes of a core per program"
 
 RULES = (
     # What tests run, and what cannot run here
@@ -74,7 +74,11 @@ RULES = (
     Rule(r"^docs/configs.md: .*learning_rat=", test="tests/docs/test_troubleshooting.py"),
     Rule(r"--peer=timm", cannot="needs an environment with PyTorch and timm beside this one"),
     Rule(r"lookupjax\.aot .*--topology", cannot=LIBTPU),
-    Rule(r"benchmarks/(topologies|tpu_bytes)\.py", cannot=LIBTPU),
+    Rule(r"benchmarks/(topologies|compiled_traffic)\.py", cannot=LIBTPU),
+    Rule(
+        r"benchmarks/lookup_kernels\.py",
+        add="--interpret --batch=1 --lookup=3x3 --grid=1x2 --dim=32 --heads=2",
+    ),
     # Mentions of a program without the arguments that it needs
     Rule(r": python -m lookupjax\.(NAME|aot|sharding_report)$", cannot="a mention without arguments"),
     Rule(r": scripts/launch_tpu_vm$", add=f"--name=T --zone=Z {DRY} gs://bucket/run"),

@@ -178,8 +178,8 @@ class LookupViT(nnx.Module):
       out_proj: output projections of gathering and infusion.
       share_cross: one cross-attention for all blocks.
       cross_impl: "plain", "absorbed" or, by estimated cost, "auto": the same numbers from the same
-        parameters, see `attention.lookup.absorb`. "fused": on a TPU (one chip), kernels of
-        `attention.lookup_tpu`; elsewhere, and in training with dropout or stochastic depth, as "auto".
+        parameters, see `attention.lookup.absorb`. "fused": on TPUs and Nvidia GPUs, kernels of
+        `attention.lookup_fused`; elsewhere, and in training with dropout or stochastic depth, as "auto".
       pos: "shared" resizes the lookup table for the compressed tokens, "separate" learns one of its own
         on `pos_compressed_grid` (default: `compressed`).
       antialias: of T; position tables of their own are always resized with antialias.
