@@ -5,7 +5,8 @@
 
 For the kernels of the device's kind (TPU or GPU), the path that they make and its gradient: the distance from
 float32 (root mean square of the difference, over that of the values), by the kernels and by XLA, then both
-times, taken in turn. A kernel whose time is not below XLA's should go; one whose distance is far above is wrong.
+times, taken in turn. Kernels whose time is not below XLA's should go; where the distance is far above, they
+are wrong.
 `--interpret` runs the kernels of both kinds on a CPU instead, which checks the numbers and times nothing.
 """
 
