@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lookupjax import create_model
-from lookupjax.analysis.hlo import traffic
+from lookupjax.analysis.hlo import instructions, traffic
 from lookupjax.aot import CHIPS, GPU_TARGETS, topology_devices
 from lookupjax.grids import parse_grid
 
@@ -37,8 +37,6 @@ def main() -> None:
     os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
-    if args.chip in GPU_TARGETS:  # nothing can be tuned by trying: take the library's products
-        os.environ["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false --xla_gpu_enable_cublaslt=true"
     size = "1" if args.chip in GPU_TARGETS else "2x2x1" if args.chip in ("v4", "v5p") else "2x2"
     place = NamedSharding(Mesh(topology_devices(f"{args.chip}:{size}")[:1], ("chip",)), PartitionSpec())
     first = 0
@@ -63,7 +61,7 @@ def main() -> None:
 
         start = time.perf_counter()
         compiled = jax.jit(forward if args.mode == "forward" else train).lower(params, images).compile()
-        moved, costs = traffic(compiled.as_text()), compiled.cost_analysis()
+        moved, costs = traffic(instructions(compiled.as_text())), compiled.cost_analysis()
         first = first or moved
         told = (
             f"   XLA counts {costs['bytes accessed'] / 1e9:7.2f} GB, {costs['flops'] / 1e12:.3f} TFLOP"

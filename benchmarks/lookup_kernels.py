@@ -89,7 +89,7 @@ def pieces(kind: str, args: argparse.Namespace) -> dict[str, Piece]:
 
 
 def distance(got: Any, exact: Any) -> float:
-    """The largest, over the arrays, of rms(got - exact) / rms(exact), which is nearly zero for some gradients."""
+    """The largest, over the arrays, of rms(got - exact) / rms(exact), but for gradients of almost zero."""
 
     def rms(x: Any) -> float:
         return float(jnp.sqrt(jnp.mean(jnp.square(x))))

@@ -76,6 +76,9 @@ GPU_TARGETS = {  # what XLA has to know of a GPU that is not here
           l2_cache_size: 52428800  memory_bandwidth: 3352320000000  device_memory_size: 84978434048
         }""",
 }
+GPU_FLAGS = (
+    "--xla_gpu_enable_triton_gemm=false --xla_gpu_enable_cublaslt=true"  # nothing can be tuned by trying
+)
 GPUS_PER_HOST = 8
 
 
@@ -101,6 +104,8 @@ def topology_devices(topology: str) -> list[Any]:
         shape = f"1x{hosts}x{GPUS_PER_HOST}" if hosts else f"1x1x{rest}"
         name, platform, options = chip, "cuda", dict(target_config=GPU_TARGETS[chip], topology=shape)
         package, extra = "jax_cuda13_plugin", "cuda"
+        if GPU_FLAGS not in (flags := os.environ.get("XLA_FLAGS", "")):
+            os.environ["XLA_FLAGS"] = f"{flags} {GPU_FLAGS}"
     if importlib.util.find_spec(package) is None:
         raise UserError(f"compiling for {chip} needs {package}: pip install -e '.[{extra}]'")
     jax.devices()  # finds the plugins
@@ -155,14 +160,14 @@ def memory_lines(compiled: jax.stages.Compiled, state: Any) -> tuple[list[str], 
     return lines, sum(parts.values())
 
 
-def floor_lines(flops: float, moved: float, sent: int | float, chip: Chip | None) -> list[str]:
+def floor_lines(flops: float, moved: float, counted: str, sent: int | float, chip: Chip | None) -> list[str]:
     """Costs per device and step; with a chip, the seconds that each takes at its peak rate."""
     rates = (chip.flops, chip.bandwidth, chip.links) if chip else (math.inf,) * 3
     seconds = [amount / rate for amount, rate in zip((flops, moved, sent), rates)]
     took = [f"  at least {1e3 * s:8.2f} ms" if chip else "" for s in seconds]
     lines = [
         f"  {'matrix products':22s} {flops / 1e12:9.3f} TFLOP{took[0]}",
-        f"  {'memory traffic':22s} {shown(moved)}{took[1]}  (bodies of loops counted once)",
+        f"  {'memory traffic':22s} {shown(moved)}{took[1]}  ({counted})",
         f"  {'collectives':22s} {shown(sent)}{took[2]}",
     ]
     floor = max(seconds)
@@ -204,11 +209,12 @@ def report(
     print("collectives per step:" if found else "collectives per step: none")
     for kind, (count, size_of) in found.items():
         print(f"  {kind:22s} {shown(size_of)} in {count}")
-    costs = compiled.cost_analysis() or {"bytes accessed": traffic(compiled.as_text())}  # none for GPUs
     flops = 2.0 * count_products(traced) / mesh.size
-    moved = float(costs.get("bytes accessed", 0.0))
+    moved, counted = float(traffic(program)), "operands and results of every instruction"
+    if costs := compiled.cost_analysis():  # there is none for GPUs
+        moved, counted = float(costs.get("bytes accessed", 0.0)), "bodies of loops counted once"
     sent = sum(size_of for _, size_of in found.values())
-    print("\n".join(["per device and step:", *floor_lines(flops, moved, sent, chip)]))
+    print("\n".join(["per device and step:", *floor_lines(flops, moved, counted, sent, chip)]))
     if memory and used > memory:
         sizes = {name: bytes_of(x)[1] for name, x in named_leaves(experiment.abstract_state).items()}
         print("\n".join(["does not fit; largest buffers:", *largest_buffers(program)]))

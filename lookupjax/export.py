@@ -81,6 +81,8 @@ def load_source(workdir: Path) -> Source:
     experiment, part = load_trained(workdir)
     config = experiment.config.copy_and_resolve_references()
     config.dtype = "float32"
+    if config.model.get("cross_impl") == "fused":  # kernels are of one platform, and exports of three
+        config.model.cross_impl = "auto"
     experiment = replace(experiment, config=config)
     model = merge_model(experiment.graphdef, evaluation_params(part), part["stats"])
     data = config.data

@@ -63,7 +63,7 @@ DEPENDENCY = (
     (r",prune_ratio=[\d.]+", ",depth=3"),
 )
 DRY = "--dry-run configs/quickstart.py"
-LIBTPU = "compiles for accelerators, which needs the extra tpu or cuda and minutes of a core per program"
+COMPILERS = "compiles for accelerators, which needs the extra tpu or cuda and minutes of a core per program"
 
 RULES = (
     # What tests run, and what cannot run here
@@ -73,8 +73,8 @@ RULES = (
     ),
     Rule(r"^docs/configs.md: .*learning_rat=", test="tests/docs/test_troubleshooting.py"),
     Rule(r"--peer=timm", cannot="needs an environment with PyTorch and timm beside this one"),
-    Rule(r"lookupjax\.aot .*--topology", cannot=LIBTPU),
-    Rule(r"benchmarks/(topologies|compiled_traffic)\.py", cannot=LIBTPU),
+    Rule(r"lookupjax\.aot .*--topology", cannot=COMPILERS),
+    Rule(r"benchmarks/(topologies|compiled_traffic)\.py", cannot=COMPILERS),
     Rule(
         r"benchmarks/lookup_kernels\.py",
         add="--interpret --batch=1 --lookup=3x3 --grid=1x2 --dim=32 --heads=2",

@@ -50,7 +50,7 @@ def trained(workdir: Path, name: str, **changes) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run")
-    size = dict(patch=(2, 2), pos_grid=(4, 4), compressed=(2, 2), dim=16, depth=1)
+    size = dict(patch=(2, 2), pos_grid=(4, 4), compressed=(2, 2), dim=16, depth=1, cross_impl="fused")
     trained(workdir, "lookupvit_mu", model=size, grids=((2, 2), (3, 3)))
     return workdir
 

@@ -7,18 +7,20 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "s4": 4, "u4": 4}  # others end in their bits
-NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "while", "bitcast")
+CONTROL = ("while", "call", "conditional")  # whose computations hold instructions as the module itself does
+NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "bitcast", *CONTROL)
 
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\([^=]*?\)|\S+) ([\w-]+)\(")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|called_computations)=\{?%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_OPERANDS = re.compile(r"\((.*?)\)(?:, |$)")
+_NAME = re.compile(r"%([\w.-]+)")
 _COMMENT = re.compile(r"/\*.*?\*/")  # "/*index=5*/" in long tuples
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _BOUND = re.compile(r"s32\[\]\S* constant\((\d+)\)")
-_MOVES_NOTHING = re.compile(r"parameter|tuple|get-tuple-element|bitcast|constant|.*-(start|done)$")
-_OPERANDS = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, |$)")
 _OPERATION = re.compile(r'op_name="([^"]*)"')
 
 
@@ -29,6 +31,9 @@ class Instruction(NamedTuple):
     runs: int  # per execution of the module: bodies of loops run several times
     operation: str  # of the traced program, such as "jit(train_step)/.../dot_general"
     type: str
+    operands: tuple[str, ...]  # names of instructions
+    computation: str
+    alone: bool  # not a part of a fusion or a reduction
 
 
 def array_bytes(text: str) -> tuple[int, ...]:
@@ -57,8 +62,8 @@ def instructions(text: str) -> list[Instruction]:
     """
     text = _COMMENT.sub("", text)
     bounds: dict[str, list[str]] = defaultdict(list)
-    found: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
-    calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, str, str, str, tuple[str, ...]]]] = defaultdict(list)
+    calls: dict[str, list[tuple[str, int, bool]]] = defaultdict(list)
     entry = computation = ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -67,22 +72,30 @@ def instructions(text: str) -> list[Instruction]:
         elif match := _INSTRUCTION.match(line):
             name, kind_of, kind = match.groups()
             operation = _OPERATION.search(line)
-            found[computation].append((name, kind_of, kind, operation[1] if operation else ""))
+            operands = _OPERANDS.match(line, match.end(3))
+            names = tuple(_NAME.findall(operands[1])) if operands else ()
+            found[computation].append((name, kind_of, kind, operation[1] if operation else "", names))
             bounds[computation] += _BOUND.findall(line)
             times = _trips(line, bounds) if kind == "while" else 1
-            calls[computation] += [(called, times) for called in _CALLED.findall(line)]
+            called = _CALLED.findall(line) + [n for b in _BRANCHES.findall(line) for n in _NAME.findall(b)]
+            calls[computation] += [(one, times, kind in CONTROL) for one in called]
     runs: Counter[str] = Counter()
+    alone: set[str] = set()
 
-    def visit(name: str, times: int) -> None:
+    def visit(name: str, times: int, control: bool) -> None:
         runs[name] += times
-        for called, trips in calls[name]:
-            visit(called, times * trips)
+        if control:
+            alone.add(name)
+        for called, trips, in_turn in calls[name]:
+            visit(called, times * trips, control and in_turn)
 
-    visit(entry, 1)
+    visit(entry, 1, True)
     return [
-        Instruction(name, kind, array_bytes(type_), runs[computation], operation, type_)
-        for computation, rows in found.items()
-        for name, type_, kind, operation in rows
+        Instruction(
+            name, kind, array_bytes(type_), runs[inside], operation, type_, operands, inside, inside in alone
+        )
+        for inside, rows in found.items()
+        for name, type_, kind, operation, operands in rows
     ]
 
 
@@ -112,14 +125,13 @@ def largest_buffers(program: list[Instruction], count: int = 8) -> list[str]:
     return [f"{size / 2**20:10.1f} MiB  {kind:28s} {operation}" for (kind, operation), size in largest]
 
 
-def traffic(text: str) -> int:
-    """Bytes of the operands and results of the entry computation's instructions, prefetches left out."""
-    sizes: dict[str, int] = {}
+def traffic(program: list[Instruction]) -> int:
+    """Bytes of operands and results of all instructions that one execution runs, prefetches left out."""
+    sizes = {(one.computation, one.name): sum(one.arrays) for one in program}
     total = 0
-    for line in text[text.index("\nENTRY ") :].splitlines():
-        if found := _OPERANDS.match(line):
-            name, types, kind, operands = found.groups()
-            sizes[name] = sum(array_bytes(types))
-            if not _MOVES_NOTHING.match(kind):
-                total += sizes[name] + sum(sizes.get(o, 0) for o in re.findall(r"%([\w.\-]+)", operands))
+    for one in program:
+        moves = one.kind not in (*NO_BUFFER, "constant") and not one.kind.endswith(("-start", "-done"))
+        if one.alone and one.runs and moves:
+            read = sum(sizes.get((one.computation, name), 0) for name in one.operands)
+            total += one.runs * (sum(one.arrays) + read)
     return total

@@ -78,14 +78,17 @@ def infuse(weights: Float[Array, "b h m n"], v: Float[Array, "b h m c"]) -> Floa
     return jnp.einsum("bhmn,bhmc->bhnc", weights.astype(v.dtype), v)
 
 
-def absorb(impl: str, n: int, m: int, dim: int, num_heads: int, dtype: DTypeLike) -> bool:
+def absorb(impl: str, n: int, m: int, dim: int, num_heads: int, *, copies: bool) -> bool:
     """Whether `impl` folds the projections into the attention for n lookup and m compressed tokens.
 
     Per image, projecting all n lookup tokens costs n dim^2 + n m dim products and moves n dim values that
-    the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" and "fused"
-    compare these, at `MACS_PER_ELEMENT` for each value moved. In 16 bits, "auto" counts the copies as well
-    that XLA's program for H100 makes for the layouts of the library's products: each tensor is written and
-    read twice, and once more where 8 does not divide a side.
+    the folded form has no need of; that one costs h n m dim + m dim^2 and moves h m dim. "auto" compares
+    these, at `MACS_PER_ELEMENT` for each value moved.
+
+    Args:
+      copies: counts four times as many moved values, those that XLA's programs for accelerators copy into the
+        layouts of their products; in the folded form also n dim, twice, where 8 does not divide n, and
+        h m dim where 8 does not divide h m. So it is compiled for H100 in bfloat16 (docs/benchmarks.md).
 
     Raises:
       UserError: for an unknown `impl`.
@@ -95,12 +98,12 @@ def absorb(impl: str, n: int, m: int, dim: int, num_heads: int, dtype: DTypeLike
     if impl in ("plain", "absorbed"):
         return impl == "absorbed"
     by_token, by_head = n * dim, num_heads * m * dim
-    plain, absorbed = by_token, by_head  # values moved
-    if impl == "auto" and jnp.dtype(dtype).itemsize == 2:
-        padded = by_head * (num_heads * m % 8 > 0) + 2 * by_token * (n % 8 > 0)
-        plain, absorbed = 4 * by_token, 4 * by_head + padded
-    plain = by_token * (dim + m) + MACS_PER_ELEMENT * plain
-    return by_head * n + m * dim * dim + MACS_PER_ELEMENT * absorbed < plain
+    moved, moved_absorbed = by_token, by_head
+    if copies:
+        moved, moved_absorbed = 4 * moved, 4 * moved_absorbed
+        moved_absorbed += 2 * by_token * (n % 8 > 0) + by_head * (num_heads * m % 8 > 0)
+    plain = by_token * (dim + m) + MACS_PER_ELEMENT * moved
+    return by_head * n + m * dim * dim + MACS_PER_ELEMENT * moved_absorbed < plain
 
 
 def gather_absorbed(
@@ -163,8 +166,8 @@ class Gather(TokenMixer):
         """Returns (update of z_p, scores, A); scores and A are float32."""
         if self.norm_p is not None:
             z_p, z_l = self.norm_p(z_p), self.norm_l(z_l)
-        n, (m, d) = z_l.shape[1], z_p.shape[1:]
-        absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads, z_p.dtype)
+        n, (m, d), copies = z_l.shape[1], z_p.shape[1:], z_p.dtype.itemsize == 2
+        absorbed = self.tap_fn is None and absorb(self.impl, n, m, d, self.num_heads, copies=copies)
         q = self.tap("q", self.q_norm(self.q(z_p)))
         k, v = (self.k(z_l), None) if absorbed else together(self.k, self.v, z_l, self.num_heads)
         k = self.tap("k", self.k_norm(k))
@@ -212,12 +215,9 @@ class Infuse(TokenMixer):
             z_p = self.norm_p(z_p)
         v = self.tap("v", split_heads(self.v(z_p), self.num_heads))
         weights = self.tap("weights", infusion_weights(scores, weights, self.reuse))
-        n, (m, d) = weights.shape[-1], z_p.shape[1:]
-        if (
-            self.out is not None
-            and self.tap_fn is None
-            and absorb(self.impl, n, m, d, self.num_heads, z_p.dtype)
-        ):
+        n, (m, d), copies = weights.shape[-1], z_p.shape[1:], z_p.dtype.itemsize == 2
+        absorbed = absorb(self.impl, n, m, d, self.num_heads, copies=copies)
+        if absorbed and self.out is not None and self.tap_fn is None:
             return infuse_absorbed(weights, v, self.out.kernel[...], self.out.bias[...])
         mixed = merge_heads(infuse(weights, v))
         return self.tap("output", self.out(mixed) if self.out is not None else mixed)

@@ -9,14 +9,12 @@ projections stay cuBLAS's. What the kernels save is traffic over the (b, n, d) l
     mlp          z -> z + MLP(LN z)         hidden values never in memory
 
 `attend` and `write_back` have kernels for their gradients as well, which compute A again from the
-log-sum-exp; those of the other two are XLA's. Q is float32 outside them: its gradient is a sum of two.
+log-sum-exp; those of the other two are XLA's.
 
 There is no absorbed form here: cuBLAS wants sizes that 8 divides and heads in front, and the copies that this
-takes move more than the values and outputs they save (compiled for H100, two blocks of B/16 at 224 pixels and
-batch 256: 8.6 against 5.9 GB with 5x5 compressed tokens, 5.7 against 4.9 with 3x3).
+takes move more than the values and outputs they save (docs/benchmarks.md).
 
-Tiles' sides are powers of two, what lies beyond the arrays is masked. Compiled for H100 ahead of time by the
-tests and checked in interpret mode; not yet timed on a GPU.
+Compiled for H100 ahead of time by the tests and checked in interpret mode; not yet timed on a GPU.
 """
 
 import functools
@@ -30,19 +28,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
+from lookupjax.attention.kernels import (
+    Span,
+    by_images,
+    inside,
+    largest,
+    load,
+    power_of_two,
+    products,
+    row_statistics,
+    span,
+    store,
+    with_xla_gradient,
+)
 from lookupjax.attention.lookup_path import (
     Affine,
     GatherParams,
     Memory,
     Options,
     UpdateParams,
-    by_images,
     dense,
     gather_xla,
     lookup_mlp,
-    products,
     update_xla,
-    with_xla_gradient,
 )
 from lookupjax.layers.mlp import gelu
 from lookupjax.layers.norm import layer_norm
@@ -76,47 +84,6 @@ def normalised(keys: Keys) -> Float[Array, "b n d"]:
     centred = keys.k.astype(jnp.float32) - keys.mean[..., None]
     scale, bias = (x[None, None] for x in (keys.scale, keys.bias))
     return (centred * keys.rstd[..., None] * scale + bias).astype(keys.k.dtype)
-
-
-# Tiles
-
-
-def power_of_two(size: int) -> int:
-    """The side of a tile for `size` values: at least 16, as tensor cores want it."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-class Span(NamedTuple):
-    """`count` entries of an axis from `start` on, in a tile's side of `size`."""
-
-    start: Any
-    size: int
-    count: Any
-
-
-def span(index: Any, size: int, total: int) -> Span:
-    """The `index`-th tile side of `size` along an axis of `total` entries."""
-    return Span(index * size, size, total - index * size)
-
-
-def load(ref: Any, *where: Any) -> Any:
-    """The entries of `ref` at `where`, indices and one or two spans, with zeros beyond the spans."""
-    return plgpu.load(ref.at[*index(where)], mask=inside(where), other=0.0)
-
-
-def store(ref: Any, value: Any, *where: Any) -> None:
-    """Puts `value` to where `load` would find it."""
-    plgpu.store(ref.at[*index(where)], value.astype(ref.dtype), mask=inside(where))
-
-
-def index(where: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(pl.ds(x.start, x.size) if isinstance(x, Span) else x for x in where)
-
-
-def inside(where: Sequence[Any]) -> Any:
-    """Mask of a tile: what lies within its spans."""
-    masks = [jnp.arange(x.size) < x.count for x in where if isinstance(x, Span)]
-    return masks[0] if len(masks) == 1 else masks[0][:, None] & masks[1][None, :]
 
 
 def lookup_tile(m: int) -> tuple[int, int]:
@@ -171,28 +138,6 @@ def tile_scores(head: Head, q: Any, k: Any, lookup: Span) -> Any:
     return jnp.where(inside([head.compressed, lookup]), products(q, k, (1, 1)) * head.scale, -jnp.inf)
 
 
-def largest(scores: Any, axis: int, span: Span) -> Any:
-    """Maximum over `axis`, 0 for what lies outside `span` along the other."""
-    return jnp.where(inside([span]), jnp.max(scores, axis=axis), 0.0)
-
-
-def row_statistics(options: Options, x_ref: Any, rows: Span, width: int) -> tuple[Any, Any]:
-    """(mean, 1 / std) over the channels of rows, read twice, `width` channels at a time."""
-    dim = x_ref.shape[1]
-    none = jnp.zeros((rows.size,), jnp.float32)
-
-    def over_chunks(values: Callable) -> Any:
-        def add(i: Any, total: Any) -> Any:
-            columns = span(i, width, dim)
-            x = values(load(x_ref, rows, columns).astype(jnp.float32))
-            return total + jnp.sum(jnp.where(inside([columns])[None, :], x, 0.0), axis=1)
-
-        return jax.lax.fori_loop(0, -(-dim // width), add, none) / dim
-
-    mean = over_chunks(lambda x: x)
-    return mean, jax.lax.rsqrt(over_chunks(lambda x: jnp.square(x - mean[:, None])) + options.eps)
-
-
 def call(
     kernel: Callable,
     options: Options,
@@ -244,7 +189,7 @@ def statistics_xla(
 
 def statistics_kernel(options: Options, k_ref: Any, mean_ref: Any, rstd_ref: Any) -> None:
     rows = span(pl.program_id(0), STATISTICS_TILE, k_ref.shape[0])
-    mean, rstd = row_statistics(options, k_ref, rows, STATISTICS_CHUNK)
+    mean, rstd = row_statistics(k_ref, rows, STATISTICS_CHUNK, options.eps)
     store(mean_ref, mean, rows)
     store(rstd_ref, rstd, rows)
 
@@ -378,22 +323,20 @@ def write_back_gradient_kernel(options: Options, inputs: Any, dq_ref: Any, dk_re
             dw = dw - jnp.sum(w * dw, axis=0)[None, :]
         return k, g, a, w, w * dw
 
-    def first(lookup: Span, carry: Any) -> Any:
-        rowsum, dv = carry
-        _, g, _, w, ds = tile(lookup)
-        return rowsum + jnp.sum(ds, axis=1), dv + products(w.astype(g.dtype), g)
+    rowsum = head.zeros()
+    if options.reuse != "softmax":  # A was divided by its sum over the lookup tokens
+        rowsum = head.for_tiles(lambda lookup, total: total + jnp.sum(tile(lookup)[-1], axis=1), rowsum)
 
-    def second(lookup: Span, dq: Any) -> Any:
-        k, _, a, _, ds = tile(lookup)
-        if options.reuse != "softmax":  # A was divided by its sum over the lookup tokens
-            ds = ds - a * rowsum[:, None]
-        ds = (ds * head.scale).astype(q.dtype)
+    def body(lookup: Span, carry: Any) -> Any:
+        dq, dv = carry
+        k, g, a, w, ds = tile(lookup)
+        ds = ((ds - a * rowsum[:, None]) * head.scale).astype(q.dtype)
         store(dk_ref, products(ds, q, (0, 0)), lookup, head.channels)
-        return dq + products(ds, k)
+        return dq + products(ds, k), dv + products(w.astype(g.dtype), g)
 
     zeros = head.zeros(head.channels.size)
-    rowsum, dv = head.for_tiles(first, (head.zeros(), zeros))
-    store(dq_ref, head.for_tiles(second, zeros), head.compressed, head.channels)
+    dq, dv = head.for_tiles(body, (zeros, zeros))
+    store(dq_ref, dq, head.compressed, head.channels)
     store(dv_ref, dv, head.compressed, head.channels)
 
 
@@ -440,16 +383,13 @@ class MlpTiling(NamedTuple):
     hidden: int
 
 
-def mlp_tiling(tokens: int, hidden: int, dtype: Any) -> MlpTiling | None:
-    """The tiling for so many tokens, None if there is none. Weights are read once a tile: large ones pay."""
-    side = power_of_two(hidden) if hidden <= MLP_HIDDEN else math.gcd(hidden, MLP_HIDDEN)
-    if hidden > MLP_MAX_HIDDEN or side < 16:
-        return None
+def mlp_tiling(tokens: int, hidden: int, side: int, dtype: Any) -> MlpTiling:
+    """For so many tokens of a device. Weights are read once a tile: large ones pay where there are many."""
     if jnp.dtype(dtype).itemsize == 4:
         return MlpTiling(32, 8, 32, side)
     if tokens < MLP_MANY_TOKENS:
         return MlpTiling(32, 8, 64, side)
-    return MlpTiling(128, 16, 32, side) if hidden <= 384 else MlpTiling(64, 16, 32, side)
+    return MlpTiling(128 if hidden <= 384 else 64, 16, 32, side)
 
 
 def tile_gelu(form: str, x: Any) -> Any:
@@ -473,7 +413,7 @@ def mlp_kernel(options: Options, tiling: MlpTiling, inputs: Any, out_ref: Any) -
         columns = span(i, tiling.channels, dim)
         return load(z_ref, rows, columns).astype(jnp.float32), columns
 
-    mean, rstd = row_statistics(options, z_ref, rows, tiling.channels)
+    mean, rstd = row_statistics(z_ref, rows, tiling.channels, options.eps)
 
     def first(i: Any, sums: Any) -> Any:
         z, columns = chunk(i)
@@ -503,12 +443,14 @@ def mlp(
     options: Options, z: Float[Array, "b n d"], norm: Affine, fc1: Affine, fc2: Affine
 ) -> Float[Array, "b n d"]:
     """`lookup_mlp` as one kernel, or in XLA where that has no tiling."""
-    tiling = mlp_tiling(math.prod(z.shape[:-1]), fc1[0].shape[1], z.dtype)
-    if tiling is None:
+    hidden = fc1[0].shape[1]
+    side = power_of_two(hidden) if hidden <= MLP_HIDDEN else math.gcd(hidden, MLP_HIDDEN)
+    if hidden > MLP_MAX_HIDDEN or side < 16:
         return lookup_mlp(options, z, norm, fc1, fc2)
 
     def run(z: Array, *params: Array) -> Array:
         tokens = z.reshape(-1, z.shape[-1])
+        tiling = mlp_tiling(len(tokens), hidden, side, z.dtype)
         return pl.pallas_call(
             lambda *refs: mlp_kernel(options, tiling, refs[:-1], refs[-1]),
             grid=(-(-len(tokens) // tiling.tokens),),
@@ -558,5 +500,5 @@ def update_gpu(
     if not kernels_serve(options, q):
         return update_xla(options, z, q, memory, v, params)
     keys = keys_of(memory.k, memory.mean, memory.rstd, params.k_norm)
-    z = z + dense(write_back(options, q.astype(jnp.float32), keys, memory.lse, v), params.out)
+    z = z + dense(write_back(options, q, keys, memory.lse, v), params.out)
     return mlp(options, z, params.norm, params.fc1, params.fc2)

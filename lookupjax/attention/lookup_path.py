@@ -7,14 +7,10 @@ with the compressed tokens' refinement between the two. Here they are in XLA's o
 without kernels and for the gradients of kernels that have none of their own.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from lookupjax.attention.lookup import (
@@ -64,7 +60,8 @@ class UpdateParams(NamedTuple):
 class Memory(NamedTuple):
     """What the update needs of the gathering: the keys, normalised already.
 
-    On GPUs they are not, and `mean` and `rstd` are the norm's statistics, `lse` the softmax's log-sum-exp.
+    Where `lookup_gpu`'s kernels run they are not: `mean` and `rstd` are the norm's statistics, `lse` the
+    softmax's log-sum-exp.
     """
 
     k: Float[Array, "b n d"]
@@ -125,60 +122,3 @@ def update_xla(
     else:
         z = z + dense(merge_heads(infuse(weights, split_heads(v, heads))), params.out)
     return lookup_mlp(options, z, params.norm, params.fc1, params.fc2)
-
-
-def with_xla_gradient(xla: Callable) -> Callable:
-    """Decorates a kernel's caller f(options, *arrays) with the gradient of `xla`, the same function."""
-
-    def decorate(kernel: Callable) -> Callable:
-        fused = jax.custom_vjp(kernel, nondiff_argnums=(0,))
-
-        def forward(options: Options, *arrays: Any) -> tuple[Any, Any]:
-            return kernel(options, *arrays), arrays
-
-        def backward(options: Options, arrays: Any, cotangents: Any) -> Any:
-            return jax.vjp(functools.partial(xla, options), *arrays)[1](cotangents)
-
-        fused.defvjp(forward, backward)
-        return fused
-
-    return decorate
-
-
-def by_images(run: Callable, arrays: Sequence[Array], of_images: Sequence[bool]) -> Any:
-    """`run(*arrays)`, a kernel, on the images that each device of a mesh has.
-
-    XLA cannot split a kernel and would gather all images on every device.
-
-    Args:
-      of_images: which of the arrays have the images as their first axis; results all have.
-    """
-    results = jax.tree.leaves(jax.eval_shape(run, *arrays))
-    names = iter(range(1000))
-
-    def factors(x: Any, images: bool) -> str:
-        return " ".join("images" if images and axis == 0 else f"x{next(names)}" for axis in range(x.ndim))
-
-    left = ", ".join(factors(x, images) for x, images in zip(arrays, of_images, strict=True))
-    rule = f"{left} -> {', '.join(factors(x, True) for x in results)}"
-
-    def partition(mesh: Any, given: Any, result: Any) -> Any:
-        specs = [x.sharding.spec for x, images in zip(given, of_images, strict=True) if images]
-        split = next((spec[0] for spec in specs if spec and spec[0] is not None), None)
-        images, every = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (split, None))
-        return (
-            mesh,
-            run,
-            jax.tree.map(lambda _: images, result),
-            tuple(images if x else every for x in of_images),
-        )
-
-    split_run = custom_partitioning(run)
-    split_run.def_partition(partition=partition, sharding_rule=rule)
-    return split_run(*arrays)
-
-
-def products(a: Any, b: Any, contract: tuple[int, int] = (1, 0)) -> Any:
-    """In a kernel: a matrix product of two tiles over axes `contract`, accumulated in float32."""
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)

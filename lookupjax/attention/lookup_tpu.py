@@ -28,17 +28,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from lookupjax.attention.kernels import by_images, products, with_xla_gradient
 from lookupjax.attention.lookup_path import (
     GatherParams,
     Memory,
     Options,
     UpdateParams,
-    by_images,
     gather_xla,
     normalised_keys,
-    products,
     update_xla,
-    with_xla_gradient,
 )
 from lookupjax.layers.mlp import gelu
 

@@ -196,14 +196,14 @@ def macs_of_b16(impl):
 
 
 def test_absorption_is_chosen_by_cost():
-    """The choices of the speed plan: up to 5x5 at 224 pixels, up to 7x7 at 384; in 16 bits fewer."""
+    """The choices of the speed plan: up to 5x5 at 224 pixels, up to 7x7 at 384; with copies fewer."""
 
-    def chosen(n, dtype):
-        return [m for m in (9, 25, 49, 100) if absorb("auto", n, m, 768, 12, dtype)]
+    def chosen(n, copies):
+        return [m for m in (9, 25, 49, 100) if absorb("auto", n, m, 768, 12, copies=copies)]
 
-    assert chosen(196, jnp.float32) == [9, 25] and chosen(576, jnp.float32) == [9, 25, 49]
+    assert chosen(196, False) == [9, 25] and chosen(576, False) == [9, 25, 49]
     # 8 does not divide 196: the copies of padded tokens cost more than absorption saves
-    assert chosen(196, jnp.bfloat16) == [9] and chosen(576, jnp.bfloat16) == [9, 25]
+    assert chosen(196, True) == [9] and chosen(576, True) == [9, 25]
     plain, absorbed = (macs_of_b16(impl) for impl in ("plain", "absorbed"))
     assert plain / 1e9 == pytest.approx(8.47, rel=0.01) and absorbed / 1e9 == pytest.approx(7.04, rel=0.01)
     with pytest.raises(UserError, match="cross_impl"):

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lookupjax import aot, sharding_report
-from lookupjax.analysis.hlo import array_bytes, collectives, instructions
+from lookupjax.analysis.hlo import array_bytes, collectives, instructions, traffic
 from lookupjax.config import apply_changes, default_config, load_config
 from lookupjax.errors import UserError
 from lookupjax.training.experiment import Experiment
@@ -121,6 +121,19 @@ def test_collectives_in_loops_count_as_often_as_they_run(trips):
     found = collectives(instructions(HLO.replace(KNOWN, trips)))
     assert found == {"all-reduce": (3, 3 * 128), "all-gather": (1, 128)}
     assert array_bytes("(f32[8,128]{1,0}, bf16[4], pred[], u8[3])") == (4096, 8, 1, 3)
+
+
+def test_traffic_counts_every_run_and_nothing_inside_a_fusion():
+    def moved(f):
+        x = jnp.zeros((64, 64))
+        return traffic(instructions(jax.jit(f).lower(x, x).compile().as_text())) / x.nbytes
+
+    def loop(x, y):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ y), None), x, length=50)[0]
+
+    assert moved(lambda x, y: x @ y) == 3 and moved(lambda x, y: jnp.tanh(x) * y + 1.0) == 3
+    assert moved(lambda x, y: jnp.tanh(x @ y)) in (3, 5)  # one instruction or two
+    assert 50 * 3 <= moved(loop) <= 50 * 8  # with what the loop copies
 
 
 def arguments(*more):
