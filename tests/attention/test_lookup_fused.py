@@ -167,10 +167,10 @@ def test_kernels_and_their_gradients_compile_for_h100(images, n, m, dim, heads, 
     assert ('name = "statistics_kernel"' in text) == norms
 
 
-@pytest.mark.parametrize("absorbed", [True, False])
-def test_kernels_compile_for_tpu(absorbed):
+@pytest.mark.parametrize("absorbed, topology", [(True, "v5e:2x2"), (False, "v5p:2x2x1")])
+def test_kernels_compile_for_tpu(absorbed, topology):
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
-    mesh = jax.sharding.Mesh(topology_devices("v5e:2x2")[:1], ("chip",))
+    mesh = jax.sharding.Mesh(topology_devices(topology)[:1], ("chip",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = arguments(
         196, 25, 768, jnp.bfloat16, True, lambda s, t, _: jax.ShapeDtypeStruct(s, t, sharding=place)
