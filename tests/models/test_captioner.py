@@ -12,6 +12,7 @@ from lookupjax import create_model
 from lookupjax.analysis.counts import count_params, count_products
 from lookupjax.errors import UserError
 from lookupjax.layers.decoding import Decoding, decode, restrict
+from lookupjax.layers.rngs import Keys
 from lookupjax.models.caption_decoder import CAPPA, GIT, CaptionDecoder
 
 IMAGES, TOKENS, LENGTH, WORDS = 6, 5, 9, 17
