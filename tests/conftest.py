@@ -41,6 +41,7 @@ LONG = (
     "models/test_every_model.py",
     "test_parity.py",
     "test_run.py",
+    "training/test_step.py",
     "analysis/test_attention_maps.py",
     "test_caption_run.py",
     "analysis/test_report_page.py",
