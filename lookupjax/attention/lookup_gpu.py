@@ -220,7 +220,7 @@ def statistics(options: Options, k: Float[Array, "b n d"]) -> tuple[Float[Array,
 def attend_kernel(options: Options, inputs: Any, mixed_ref: Any, lse_ref: Any) -> None:
     q_ref, keys, v_ref = inputs
     head = this_head(options, q_ref, v_ref)
-    q = load(q_ref, head.compressed, head.channels).astype(v_ref.dtype)
+    q = load(q_ref, head.compressed, head.channels)
 
     def body(lookup: Span, carry: Any) -> Any:
         mixed, top, total = carry
@@ -302,7 +302,7 @@ def write_back_kernel(options: Options, inputs: Any, mixed_ref: Any) -> None:
     q_ref, keys, lse_ref, v_ref = inputs
     head = this_head(options, q_ref, keys.k)
     lookup = head.lookup(pl.program_id(2))
-    q, v = (load(ref, head.compressed, head.channels).astype(v_ref.dtype) for ref in (q_ref, v_ref))
+    q, v = (load(ref, head.compressed, head.channels) for ref in (q_ref, v_ref))
     k, lse = load_keys(keys, lookup, head.channels), load(lse_ref, head.number, head.compressed)
     _, w = infusion_tile(options.reuse, head, q, k, lse, lookup)
     store(mixed_ref, products(w.astype(v.dtype), v, (0, 0)), lookup, head.channels)
@@ -311,7 +311,7 @@ def write_back_kernel(options: Options, inputs: Any, mixed_ref: Any) -> None:
 def write_back_gradient_kernel(options: Options, inputs: Any, dq_ref: Any, dk_ref: Any, dv_ref: Any) -> None:
     q_ref, keys, lse_ref, v_ref, g_ref = inputs
     head = this_head(options, q_ref, keys.k)
-    q, v = (load(ref, head.compressed, head.channels).astype(v_ref.dtype) for ref in (q_ref, v_ref))
+    q, v = (load(ref, head.compressed, head.channels) for ref in (q_ref, v_ref))
     lse = load(lse_ref, head.number, head.compressed)
 
     def tile(lookup: Span) -> Any:
@@ -482,9 +482,7 @@ def gather_gpu(
     z = z if params.norm is None else layer_norm(z, *params.norm, options.eps).astype(z.dtype)
     k = dense(z, params.k)
     mean, rstd = statistics(options, k)
-    mixed, lse = attend(
-        options, q.astype(jnp.float32), keys_of(k, mean, rstd, params.k_norm), dense(z, params.v)
-    )
+    mixed, lse = attend(options, q, keys_of(k, mean, rstd, params.k_norm), dense(z, params.v))
     return mixed.astype(z.dtype), Memory(k, mean, rstd, lse)
 
 
